@@ -1,0 +1,93 @@
+# Needs GNU make and Python 3.11 to 3.13, nothing else: the first target that needs it makes .venv.
+#
+#   make figures                       the default experiment, on this machine
+#   make figures CONFIG=config/x.yaml  another experiment (an overlay of config.yaml)
+#   make figures ARGS=--dry-run        more options for snakemake
+#
+# Written for GNU make 3.81, which macOS still ships.
+
+PYTHON ?= python3
+CORES ?= all
+CONFIG ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# Snakemake calls papermill by name; `environment` looks for $(PYTHON) without us.
+HOST_PATH := $(PATH)
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
+SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
+PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+EXTRA := slow or cluster or browser
+EXPERIMENT = $(shell sed -n 's/^experiment:[[:space:]]*\([A-Za-z0-9._-]*\).*/\1/p' "$(if $(CONFIG),$(CONFIG),config.yaml)")
+
+.DEFAULT_GOAL := help
+.PHONY: help figures quick report snakemake-report test test-slow lint clean environment
+
+help:
+	@echo "make figures      run the default experiment and draw its figures (CONFIG=, CORES=, ARGS=)"
+	@echo "make quick        the same on a tiny experiment, in minutes"
+	@echo "make report       one HTML file with figures, tables and where they come from"
+	@echo "make test         the tests (PYTEST_ARGS=)"
+	@echo "make test-slow    the tests that kill jobs, need SLURM, or take long"
+	@echo "make lint         ruff, snakefmt and snakemake's own linter"
+	@echo "make clean        delete every result and the workflow's records (keeps .venv and downloads)"
+
+figures: environment
+	@$(SNAKEMAKE)
+
+quick: CONFIG = config/smoke.yaml
+quick: environment
+	@$(SNAKEMAKE)
+
+report: figures
+	@$(SNAKEMAKE) --report "results/$(EXPERIMENT)/report.html"
+	@echo "results/$(EXPERIMENT)/report.html"
+
+snakemake-report: report
+
+test: environment
+	@$(PYTEST) -m "not ($(EXTRA))"
+
+# pytest's exit status 5 means that no test was selected.
+test-slow: environment
+	@$(PYTEST) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
+
+lint: environment
+	@"$(BIN)/ruff" check .
+	@"$(BIN)/ruff" format --check .
+	@"$(BIN)/snakefmt" --check Snakefile workflow/rules
+	@"$(BIN)/snakemake" --lint
+
+clean:
+	@find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@rm -rf .snakemake
+
+# The stamp holds the lock's hash and the folder that .venv was made in (its scripts hold that path, too). It is
+# written last, so an interrupted installation is made anew.
+environment: PATH := $(HOST_PATH)
+environment:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: there is no $(PYTHON); counterprobe needs Python 3.11, 3.12 or 3.13: make figures PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+	  echo "make: $(PYTHON) is $$("$(PYTHON)" --version 2>&1); counterprobe needs 3.11, 3.12 or 3.13:" \
+	    "make figures PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@wanted="$$("$(PYTHON)" -c 'import hashlib; print(hashlib.sha256(open("requirements.lock", "rb").read()).hexdigest())') $(CURDIR)"; \
+	if [ "$$(cat $(VENV)/.installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
+	set -e; \
+	echo "making $(VENV) (once; minutes)"; \
+	"$(PYTHON)" -m venv --clear $(VENV) || { \
+	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	  exit 1; }; \
+	echo "  torch (several GB where pip takes the CUDA build)"; \
+	"$(BIN)/python" -m pip install --quiet -r envs/torch.txt; \
+	echo "  everything else"; \
+	"$(BIN)/python" -m pip install --quiet --no-deps --require-hashes -r requirements.lock; \
+	"$(BIN)/python" -m pip check >$(VENV)/pip-check.txt || { cat $(VENV)/pip-check.txt >&2; exit 1; }; \
+	echo "$$wanted" >$(VENV)/.installed

@@ -1,0 +1,45 @@
+"""counterprobe: is what a linear probe finds a feature of the model, of the data, or of any network at all?
+
+The stages, one file each, in the order in which data flows through them. `snakemake` makes the tables and the
+figures of the experiment that config.yaml describes; `snakemake --configfile config/smoke.yaml` those of another.
+"""
+
+import os
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+sys.path.insert(0, os.path.join(workflow.basedir, "workflow", "scripts"))
+
+from counterprobe import configuration, plan, spec as specs
+
+
+configfile: "config.yaml"
+
+
+config = configuration.validate(config, workflow.configfiles)
+
+# Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+pathvars:
+    results=f"results/{config['experiment']}",
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/statements.smk"
+include: "workflow/rules/checkpoints.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/probes.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+
+
+rule all:
+    input:
+        collect("<results>/tables/{table}.parquet", table=TABLES),
+        collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
+    default_target: True

@@ -1,0 +1,54 @@
+"""Fixtures for all tests: the checkout, the shared models and data beside it, and a skip where a card is missing."""
+
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A loaded machine must not fail a property test, nor two runs of the suite differ.
+settings.register_profile("counterprobe", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("counterprobe")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not has_card():
+        pytest.skip("needs a CUDA card")
+
+
+@functools.cache
+def has_card() -> bool:
+    """Asked only when a test needs one: importing torch takes seconds."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Small real models and published data, beside the checkout where there are any."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tracked_files() -> list[Path]:
+    """Every file that git has, or would take on `git add --all`."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    files = (ROOT / name for name in listing.stdout.decode().split("\0") if name)
+    return [file for file in files if file.is_file()]

@@ -1,0 +1,81 @@
+"""One tidy table per kind of number: the contract between the stages, the figures and whoever reads the results."""
+
+TABLES = ("audit", "behaviour", "health", "probes")
+
+
+rule gather_audit:
+    input:
+        audits=collect("<results>/audits/{design}.parquet", design=sorted(config["run"]["designs"])),
+    output:
+        table="<results>/tables/audit.parquet",
+    log:
+        "<results>/logs/gather_audit.log",
+    benchmark:
+        "<results>/benchmarks/gather_audit.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("gather_audits.py"),
+    script:
+        "../scripts/gather_audits.py"
+
+
+rule gather_behaviour:
+    input:
+        behaviour=parts("behaviour", plan.answering_units(config)),
+    output:
+        table="<results>/tables/behaviour.parquet",
+    log:
+        "<results>/logs/gather_behaviour.log",
+    benchmark:
+        "<results>/benchmarks/gather_behaviour.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("gather_table.py"),
+    script:
+        "../scripts/gather_table.py"
+
+
+rule gather_health:
+    input:
+        health=parts("health", plan.randomised_units(config)),
+    output:
+        table="<results>/tables/health.parquet",
+    log:
+        "<results>/logs/gather_health.log",
+    benchmark:
+        "<results>/benchmarks/gather_health.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("gather_table.py"),
+    script:
+        "../scripts/gather_table.py"
+
+
+rule gather_probes:
+    input:
+        probes=parts("probes", plan.units(config)),
+        controls=parts("probe_controls", plan.controlled_units(config)),
+        planted=collect("<results>/planted/{design}.parquet", design=plan.published_designs(config)),
+    output:
+        table="<results>/tables/probes.parquet",
+    log:
+        "<results>/logs/gather_probes.log",
+    benchmark:
+        "<results>/benchmarks/gather_probes.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("gather_table.py"),
+    script:
+        "../scripts/gather_table.py"

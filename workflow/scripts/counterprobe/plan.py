@@ -1,0 +1,97 @@
+"""Which jobs an experiment consists of: revisions, weights and designs, known before anything runs.
+
+Only the Snakefile imports this module; no script does, so that an edit here reruns nothing that is finished.
+Revisions come from the configuration alone (a list, or a named schedule), never from a query of the hub: the
+graph of jobs is the same on a machine without a network.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from counterprobe.progress import UserError
+from counterprobe.revisions import revisions
+
+TRAINED = "trained"
+
+@dataclass(frozen=True)
+class Unit:
+    """One cell of the experiment: a model at a revision, under one kind of weights, on one design."""
+
+    model: str
+    revision: str
+    weights: str
+    design: str
+
+
+def control_revisions(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
+    """The revisions to which the ladder of randomised weights and the costly label controls apply."""
+    available = revisions(config["models"][model])
+    chosen = config["controls"]["revisions"]
+    if chosen == "last":
+        return available[-1:]
+    missing = [revision for revision in chosen if revision not in available]
+    if missing:
+        raise UserError(
+            f"config, controls.revisions: {model} has no revision {missing[0]}; it has {available[0]} to {available[-1]}"
+        )
+    return tuple(chosen)
+
+
+def units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Every cell whose activations are read and probed."""
+    run = config["run"]
+    for model in run["models"]:
+        every = revisions(config["models"][model])
+        controlled = control_revisions(config, model)
+        for design in run["designs"]:
+            for revision in every:
+                if design not in run["last_only"] or revision in controlled:
+                    yield Unit(model, revision, TRAINED, design)
+            for revision in controlled:
+                for rung in run["controls"]:
+                    yield Unit(model, revision, rung, design)
+
+
+def controlled_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The cells that also get label controls, surrogates and erasure."""
+    for unit in units(config):
+        if unit.revision in control_revisions(config, unit.model) and unit.design not in config["run"]["last_only"]:
+            yield unit
+
+
+def randomised_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The cells that are compared with the trained model of the same revision."""
+    return (unit for unit in units(config) if unit.weights != TRAINED)
+
+
+def answering_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The cells whose model is asked for its own answers: generated texts have a continuation that is right."""
+    for unit in units(config):
+        design = config["designs"][unit.design]
+        if unit.weights == TRAINED and design["source"] == "statements" and design["layout"] == "factorial":
+            yield unit
+
+
+def published_designs(config: Mapping[str, Any]) -> list[str]:
+    """Designs that are also split as published, and get the planted representation beside them."""
+    return sorted(name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"])
+
+
+def figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of an experiment, as design/name."""
+    answering = {unit.design for unit in answering_units(config)}
+    for design in config["run"]["designs"]:
+        if design in published_designs(config):
+            yield f"{design}/leak"
+        if design not in config["run"]["last_only"]:
+            yield f"{design}/layers_by_step"
+            if config["run"]["controls"]:
+                yield f"{design}/ladder"
+        if design in answering and design not in config["run"]["last_only"]:
+            yield f"{design}/needed"
+
+
+def models_from(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Models of this run that come from one source: train, directory or hub."""
+    return tuple(model for model in config["run"]["models"] if config["models"][model]["source"] == source)

@@ -1,0 +1,339 @@
+"""Figures drawn from result tables and from nothing else.
+
+Each figure has two functions: one selects its rows (they are written beside the figure as CSV), one draws them.
+Levels are drawn wherever an accuracy is: 0.5 is what a convex-loss probe reaches on an additive representation,
+0.75 the most that any threshold on it can reach for an XOR (the OR of the two features). Colours are Okabe and Ito's
+(https://jfly.uni-koeln.de/color/), told apart by markers as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from counterprobe import designs
+
+CHANCE, OR_CAP = 0.5, 0.75
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#7F7F7F",
+)
+PROTOCOL_STYLES = {
+    "published": (VERMILION, "s", "published: rows at random"),
+    "items": (ORANGE, "^", "items held out"),
+    "carriers": (BLUE, "o", "items and names held out"),
+}
+RUNG_NAMES = {
+    "trained": "trained",
+    "init": "initialisation",
+    "gaussian": "Gaussian",
+    "permuted_entries": "permuted entries",
+    "spectrum": "spectrum",
+    "spectrum_left": "spectrum, left kept",
+    "spectrum_right": "spectrum, right kept",
+    "permuted_columns": "permuted columns",
+}
+EMBEDDING_STYLES = {"kept": (BLUE, "o"), "randomised": (ORANGE, "D")}
+PANELS_PER_ROW = 4
+SITE = ["position", "bos"]
+UNIT = ["model", "revision", "step", "weights", "embeddings", "seed", "design", "target", "protocol", *SITE]
+
+
+def theme() -> None:
+    """One look for every figure; vector text stays text, so that a PDF can be searched and edited."""
+    sns.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6})
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "savefig.bbox": "tight", "figure.dpi": 110, "axes.titlesize": 10})
+
+
+def save(figure: Figure, data: pd.DataFrame, outputs: Mapping[str, str]) -> None:
+    """Write the figure and the rows behind it. No dates inside, so that equal figures are equal files."""
+    figure.savefig(outputs["pdf"], metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    figure.savefig(outputs["png"], dpi=160, metadata={"Software": None})
+    data.to_csv(outputs["csv"], index=False, float_format="%.6g", lineterminator="\n")
+
+
+def label(target: str, aliases: Mapping[str, str]) -> str:
+    """`negated^match` as a reader says it: truth = negated ⊕ match."""
+    formula = target.replace("^", " ⊕ ")
+    return f"{aliases[target]} = {formula}" if target in aliases else formula
+
+
+def shown_targets(design: designs.Design) -> tuple[str, ...]:
+    """The parities of the first three factors: seven for a factorial design, three where there are two factors."""
+    shown = set(list(design.factors)[:3])
+    return tuple(target for target in designs.targets(design) if set(target.split("^")) <= shown)
+
+
+def select_accuracy(
+    probes: pd.DataFrame,
+    targets: Sequence[str],
+    *,
+    protocols: Sequence[str],
+    score: str = "accuracy",
+    representation: str = "activations",
+) -> pd.DataFrame:
+    """Rows of one score of the logistic probe, without label controls."""
+    return probes[
+        (probes.score == score)
+        & (probes.probe == "logistic")
+        & (probes.control == "none")
+        & (probes.representation == representation)
+        & probes.protocol.isin(protocols)
+        & probes.target.isin(targets)
+    ]
+
+
+def at_best_layer(probes: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """For each unit, target and site the row of the layer that was best on the inner folds, trained or random alike."""
+    inner = probes[(probes.score == "inner_bits") & (probes.probe == "logistic") & (probes.control == "none")]
+    best = inner.loc[inner.groupby(UNIT, sort=False).estimate.idxmax(), [*UNIT, "layer"]]
+    return scores.merge(best, on=[*UNIT, "layer"], validate="one_to_one")
+
+
+def layers_by_step(
+    probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool
+) -> pd.DataFrame:
+    """Held-out accuracy of every shown parity at every layer and revision of the trained models."""
+    rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
+    return rows[
+        (rows.weights == "trained") & (rows.design == design.name) & (rows.position == position) & (rows.bos == bos)
+    ]
+
+
+def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """One panel a parity, one line a layer, training on the horizontal axis."""
+    theme()
+    targets = [target for target in shown_targets(design) if (rows.target == target).any()]
+    figure, axes = panels(len(targets) + 1, sharex=True)
+    layers = sorted(rows.layer.unique())
+    colours = sns.color_palette("viridis_r", len(layers) + 1)[1:]
+    steps = ordered_revisions(rows)
+    for axis, target in zip(axes, targets, strict=False):
+        for colour, layer in zip(colours, layers, strict=True):
+            line = rows[(rows.target == target) & (rows.layer == layer)].set_index("revision").reindex(steps)
+            axis.plot(range(len(steps)), line.estimate, color=colour, marker=".", label=layer_name(layer))
+            axis.fill_between(range(len(steps)), line.lower, line.upper, color=colour, alpha=0.12, linewidth=0)
+        accuracy_axis(axis, label(target, design.aliases), xor="^" in target)
+        revision_axis(axis, steps)
+    finish(figure, axes, used=len(targets), y="held-out accuracy", legend_title="residual stream")
+    return figure
+
+
+def ladder(
+    probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool
+) -> pd.DataFrame:
+    """Accuracy under trained and randomised weights at the revisions that have a ladder, each at its own best layer."""
+    rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
+    rows = rows[(rows.design == design.name) & (rows.position == position) & (rows.bos == bos)]
+    controlled = rows[rows.weights != "trained"][["model", "revision"]].drop_duplicates()
+    return at_best_layer(probes, rows.merge(controlled, on=["model", "revision"]))
+
+
+def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """One panel a parity: trained weights with their interval above every rung, a mark for each seed of a rung."""
+    theme()
+    targets = [target for target in shown_targets(design) if (rows.target == target).any()]
+    rungs = [rung for rung in RUNG_NAMES if (rows.weights == rung).any()]
+    figure, axes = panels(len(targets) + 1, sharey=True, height=0.26 * len(rungs) + 1.1)
+    for axis, target in zip(axes, targets, strict=False):
+        of_target = rows[rows.target == target]
+        trained = of_target[of_target.weights == "trained"]
+        for _, row in trained.iterrows():
+            axis.axvspan(row.lower, row.upper, color=BLACK, alpha=0.08, linewidth=0)
+            axis.errorbar(
+                row.estimate,
+                0,
+                xerr=[[row.estimate - row.lower], [row.upper - row.estimate]],
+                fmt="*",
+                markersize=9,
+                color=BLACK,
+                capsize=2,
+                label="trained, 95% interval",
+            )
+        for height, rung in enumerate(rungs[1:], start=1):
+            for offset, (kind, (colour, marker)) in zip((-0.14, 0.14), EMBEDDING_STYLES.items(), strict=True):
+                seeds = of_target[(of_target.weights == rung) & (of_target.embeddings == kind)]
+                axis.plot(
+                    seeds.estimate,
+                    np.full(len(seeds), height + offset),
+                    linestyle="none",
+                    marker=marker,
+                    markersize=4,
+                    markerfacecolor="none",
+                    color=colour,
+                    label=f"embeddings {kind}, one mark a seed",
+                )
+        axis.set_yticks(range(len(rungs)), [RUNG_NAMES[rung] for rung in rungs])
+        axis.set_ylim(len(rungs) - 0.5, -0.6)
+        accuracy_axis(axis, label(target, design.aliases), xor="^" in target, horizontal=True)
+    finish(figure, axes, used=len(targets), x="held-out accuracy")
+    return figure
+
+
+def leak(probes: pd.DataFrame, design: designs.Design, *, position: str, bos: bool) -> pd.DataFrame:
+    """The published layout under every protocol: a planted additive representation, random and trained weights."""
+    rows = select_accuracy(probes, shown_targets(design), protocols=list(PROTOCOL_STYLES))
+    planted = rows[rows.model == "planted-additive"]
+    read = rows[(rows.design == design.name) & (rows.position == position) & (rows.bos == bos)]
+    read = read[read.weights.isin(["trained", "init"]) & (read.embeddings == "kept")]
+    last = read.groupby("model").step.transform("max")
+    read = read[(read.step == last) & (read.layer == read.groupby("model").layer.transform("max"))]
+    return pd.concat([planted, read], ignore_index=True)
+
+
+def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """One panel a source of activations, one mark a protocol; below 0.5 a probe is worse than a coin."""
+    theme()
+    sources = [
+        ("planted: no XOR in it, no label", rows[rows.weights == "none"]),
+        ("random weights", rows[rows.weights == "init"]),
+        ("trained weights", rows[rows.weights == "trained"]),
+    ]
+    targets = [target for target in shown_targets(design) if (rows.target == target).any()]
+    figure, axes = plt.subplots(1, len(sources), figsize=(10.5, 3.3), sharey=True)
+    for axis, (title, source) in zip(axes, sources, strict=True):
+        for offset, (protocol, (colour, marker, name)) in zip((-0.22, 0.0, 0.22), PROTOCOL_STYLES.items(), strict=True):
+            of_protocol = source[source.protocol == protocol].groupby("target")
+            mean = of_protocol[["estimate", "lower", "upper"]].mean().reindex(targets)
+            axis.errorbar(
+                np.arange(len(targets)) + offset,
+                mean.estimate,
+                yerr=[mean.estimate - mean.lower, mean.upper - mean.estimate],
+                fmt=marker,
+                color=colour,
+                markersize=5,
+                capsize=2,
+                linewidth=1,
+                label=name,
+            )
+        axis.set_xticks(range(len(targets)), [label(target, design.aliases) for target in targets], rotation=35, ha="right")
+        axis.set_title(title)
+        axis.axhline(CHANCE, color=GREY, linewidth=1)
+        axis.set_ylim(0, 1.03)
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel("held-out accuracy")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", ncols=len(names), frameon=False, bbox_to_anchor=(0.5, 1.06))
+    sns.despine(figure)
+    figure.tight_layout()
+    return figure
+
+
+def needed_and_needless(
+    probes: pd.DataFrame, behaviour: pd.DataFrame, design: designs.Design, *, protocol: str
+) -> pd.DataFrame:
+    """XORs of two features over training at their best layer, and the model's own answers."""
+    pairs = [target for target in shown_targets(design) if target.count("^") == 1]
+    rows = select_accuracy(probes, pairs, protocols=[protocol])
+    rows = rows[(rows.weights == "trained") & (rows.design == design.name) & ~rows.bos]
+    answers = behaviour[
+        (behaviour.weights == "trained") & (behaviour.design == design.name) & behaviour.target.isin(design.needed)
+    ]
+    return pd.concat([at_best_layer(probes, rows), answers[~answers.bos]], ignore_index=True)
+
+
+def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """One panel a read position: what the model has to compute, what nothing needs, and what it answers."""
+    theme()
+    positions = [position for position in rows.position.unique() if position != "none"]
+    steps = ordered_revisions(rows)
+    figure, axes = plt.subplots(1, len(positions), figsize=(4.4 * len(positions), 3.3), sharey=True, squeeze=False)
+    primary = "^".join(name for name in design.factors if name in design.primary)
+    answers = rows[rows.position == "none"]
+    for axis, position in zip(axes[0], positions, strict=True):
+        for target in dict.fromkeys(rows[rows.position == position].target):
+            line = rows[(rows.target == target) & (rows.position == position)].set_index("revision").reindex(steps)
+            needed = target in design.needed
+            colour, marker = (GREEN, "o") if needed else (VERMILION, "s") if target == primary else (SKY, "^")
+            kind = "needed" if needed else "needless, pre-registered" if target == primary else "needless"
+            axis.plot(
+                range(len(steps)),
+                line.estimate,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=f"probe of {label(target, design.aliases)} ({kind})",
+            )
+            axis.fill_between(range(len(steps)), line.lower, line.upper, color=colour, alpha=0.15, linewidth=0)
+        for target in dict.fromkeys(answers.target):
+            line = answers[answers.target == target].set_index("revision").reindex(steps)
+            name = design.aliases.get(target, target)
+            axis.plot(range(len(steps)), line.estimate, color=BLACK, linestyle="--", label=f"the model's own answer to {name}")
+        accuracy_axis(axis, f"read at: {position.replace('_', ' ')}", xor=True)
+        revision_axis(axis, steps)
+        axis.set_xlabel("training step")
+    axes[0, 0].set_ylabel("held-out accuracy")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, -0.2))
+    sns.despine(figure)
+    figure.tight_layout()
+    return figure
+
+
+def ordered_revisions(rows: pd.DataFrame) -> list[str]:
+    """Revisions in order of training; a step of -1 (unknown) comes last."""
+    order = rows[["revision", "step"]].drop_duplicates()
+    order = order.assign(step=order.step.where(order.step >= 0, np.iinfo(np.int64).max))
+    return list(order.sort_values(["step", "revision"]).revision)
+
+
+def layer_name(layer: int) -> str:
+    """Layer 0 is what block 0 reads."""
+    return "embedding" if layer == 0 else f"after block {layer}"
+
+
+def panels(count: int, *, sharex: bool = False, sharey: bool = True, height: float = 2.1) -> tuple[Figure, list[Axes]]:
+    """A grid of at least `count` axes, PANELS_PER_ROW wide; those left over hold the legend."""
+    columns = min(PANELS_PER_ROW, count)
+    lines = -(-count // columns)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=(2.7 * columns, height * lines), sharex=sharex, sharey=sharey, squeeze=False
+    )
+    return figure, list(grid.flat)
+
+
+def accuracy_axis(axis: Axes, title: str, *, xor: bool, horizontal: bool = False) -> None:
+    """Limits, title and the levels an accuracy is read against; 0.75 caps additive representations on XORs only."""
+    line = axis.axvline if horizontal else axis.axhline
+    line(CHANCE, color=GREY, linewidth=1)
+    if xor:
+        line(OR_CAP, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    (axis.set_xlim if horizontal else axis.set_ylim)(0.18, 1.03)
+    axis.set_title(title)
+
+
+def revision_axis(axis: Axes, steps: Sequence[str]) -> None:
+    """Revisions at equal distances, as many of them labelled as can be read."""
+    every = max(1, -(-len(steps) // 7))
+    shown = sorted({*range(0, len(steps), every), len(steps) - 1})
+    if len(shown) > 1 and shown[-1] - shown[-2] < every:
+        del shown[-2]
+    axis.set_xticks(shown, [steps[index].removeprefix("step") for index in shown])
+
+
+def finish(figure: Figure, axes: list[Axes], *, used: int, x: str = "training step", y: str = "", legend_title: str = "") -> None:
+    """Legend in the first empty cell of the grid, common axis labels, no box."""
+    handles: dict[str, object] = {}
+    for axis in axes[:used]:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    for axis in axes[used:]:
+        axis.set_axis_off()
+    axes[used].legend(handles.values(), handles.keys(), title=legend_title or None, loc="center", frameon=False)
+    figure.supxlabel(x, fontsize=9)
+    if y:
+        figure.supylabel(y, fontsize=9)
+    sns.despine(figure)
+    figure.tight_layout()

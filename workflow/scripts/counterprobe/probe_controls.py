@@ -1,0 +1,314 @@
+"""What the same probes read where the feature cannot be: random labels, and activations from which it was taken.
+
+All at the primary read position, on the protocol that the design lists first. Each row compares like with like: same
+folds, same number of texts, same choice of penalty.
+
+    dichotomy           random balanced labellings of the 2^m cells, orthogonal to every basic factor, to the parities
+                        the model needs and to the target. `accuracy` is their mean; `selectivity` is the target's
+                        accuracy minus that mean, paired text by text. Any network that mixes its inputs carries some
+                        of every dichotomy; a target that is no better than those is not singled out.
+    shuffled            labels permuted within items: must be one half, a check of the code and of the split
+    control_task        a random label for each carrier on a split that shares carriers (Hewitt and Liang 2019,
+                        arXiv 1909.03368): how much a probe can memorise. The real label on that split is in the rows
+                        with protocol `items` and control `none`.
+    additive_surrogate  activations less the target's own Walsh effect, in the training and the test part of every fold
+                        alike: the exact null of the target, with everything else left as it is
+    erased              activations after LEACE (Belrose et al. 2023, arXiv 2306.03819) of the target's own factors,
+                        fitted on the training part. `delta_removed` is the share of ‖δ‖² that goes with them. A low
+                        accuracy does not show that there is no XOR: gain modulation lies in the erased directions.
+    token_embeddings    the mean input embedding of the tokens read: data without a model. `bits_beyond_tokens` is
+                        bits(tokens and activations) − bits(tokens), conditional V-information (Hewitt et al. 2021,
+                        arXiv 2109.09234).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from counterprobe import designs, label_controls, probe_grid, probes, progress, splits, statistics, tables
+from counterprobe.activations import Store
+from counterprobe.designs import Design
+from counterprobe.probe_grid import REFERENCE, HeldOut, Resampling
+from counterprobe.progress import UserError
+from counterprobe.revisions import step_of
+from counterprobe.splits import Fold
+
+
+def measure(
+    store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
+) -> pd.DataFrame:
+    """Every control of this module at every layer of every unit of a store. spec: `probes`, `statistics`,
+    `activations.primary_*` and `design.protocols`. `cell` names model, revision, weights and design.
+    """
+    settings = spec["probes"]
+    position, bos = spec["activations"]["primary_position"], spec["activations"]["primary_bos"]
+    protocol, folds = next(probe_grid.testable(design, spec["design"]["protocols"], settings))
+    targets = designs.targets(design)
+    labels = np.stack(list(targets.values()), axis=1)
+    resampling = probe_grid.resample(design, list(targets), spec["statistics"], settings["seed"])
+    rows: list[dict[str, Any]] = []
+    for embeddings, seed in progress.bar(list(store.units), label="controls"):
+        site = {
+            **tables.NOT_APPLICABLE,
+            **cell,
+            "step": step_of(cell["revision"]),
+            "embeddings": embeddings,
+            "seed": seed,
+            "position": position,
+            "bos": bos,
+            "protocol": protocol,
+            "probe": REFERENCE,
+        }
+        tokens = _tensor(store.token_embeddings(position, bos, embeddings, seed), device)
+        of_tokens = probe_grid.cross_validate(tokens, labels, folds, settings["penalties"], REFERENCE)
+        at_input = {**site, "layer": 0, "representation": "token_embeddings"}
+        rows += probe_grid.score_rows(of_tokens, design, labels, list(targets), resampling, at_input)
+        for layer in store.layers:
+            features = _tensor(store.matrix(position, bos, layer, embeddings, seed), device)
+            here = {**site, "layer": layer}
+            real = probe_grid.cross_validate(features, labels, folds, settings["penalties"], REFERENCE)
+            rows += _dichotomies(features, design, real, folds, settings, resampling, here)
+            rows += _shuffled(features, design, labels, real, folds, settings, resampling, here)
+            rows += _control_tasks(features, design, settings, here)
+            rows += _without_the_feature(features, design, folds, settings, resampling, here)
+            both = probe_grid.cross_validate(
+                torch.cat([tokens, features], dim=1), labels, folds, settings["penalties"], REFERENCE
+            )
+            rows += _paired(both.bits - of_tokens.bits, resampling, list(targets), {**here, "score": "bits_beyond_tokens"})
+    return tables.frame(rows)
+
+
+def dichotomy_pool(
+    design: Design, targets: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[Bool[np.ndarray, "n P"], dict[str, np.ndarray]]:
+    """Labels of every dichotomy that some target is held against, and which columns belong to which target.
+
+    A labelling and its negation are one dichotomy: a probe reads both equally well. Targets with fewer than two
+    dichotomies (a design of two factors has none) have no entry.
+    """
+    names = list(design.factors)
+    cells = designs.cells(design)
+    pool: dict[bytes, np.ndarray] = {}
+    members = {}
+    for target in targets:
+        forbidden = sorted({*names, *design.needed, target})
+        rng = np.random.default_rng([settings["seed"], 1])
+        try:
+            drawn = label_controls.dichotomies(names, forbidden, settings["dichotomies"], rng)
+        except UserError as reason:
+            progress.logger("controls").warning("%s: no dichotomies for %s: %s", design.name, target, reason)
+            continue
+        drawn = np.where(drawn[:, :1], ~drawn, drawn)
+        keys = sorted({row.tobytes() for row in drawn})
+        pool |= {row.tobytes(): row for row in drawn}
+        members[target] = keys
+    order = {key: column for column, key in enumerate(sorted(pool))}
+    labels = np.stack([pool[key][cells] for key in sorted(pool)], axis=1) if pool else np.zeros((len(cells), 0), bool)
+    return labels, {target: np.array([order[key] for key in keys]) for target, keys in members.items()}
+
+
+def _dichotomies(
+    features: Tensor,
+    design: Design,
+    real: HeldOut,
+    folds: Sequence[Fold],
+    settings: Mapping[str, Any],
+    resampling: Resampling,
+    site: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Every dichotomy is read at every penalty; a target is compared at the penalty its own folds chose."""
+    targets = list(designs.targets(design))
+    labels, members = dichotomy_pool(design, targets, settings)
+    if not members:
+        return
+    penalties = settings["penalties"]
+    y = torch.as_tensor(labels, device=features.device)
+    mean = np.full((len(labels), len(targets)), np.nan)
+    for index, fold in enumerate(folds):
+        repeated = y.repeat(1, len(penalties))
+        fit = probe_grid.fit_probe(
+            features[fold.train], repeated[fold.train], REFERENCE, np.repeat(penalties, labels.shape[1])
+        )
+        correct = probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
+        correct = correct.reshape(len(fold.test), len(penalties), labels.shape[1])
+        for column, target in enumerate(targets):
+            if target in members:
+                chosen = penalties.index(real.penalties[index, column])
+                mean[fold.test, column] = correct[:, chosen, members[target]].mean(axis=1)
+    shown = [target for target in targets if target in members]
+    note = f"{min(len(m) for m in members.values())} or more dichotomies, each up to its sign"
+    row = {**site, "control": "dichotomy", "note": note}
+    yield from _paired(mean, resampling, targets, {**row, "score": "accuracy", "level": 0.5}, only=shown)
+    yield from _paired(real.correct - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown)
+
+
+def _shuffled(
+    features: Tensor,
+    design: Design,
+    labels: Bool[np.ndarray, "n K"],
+    real: HeldOut,
+    folds: Sequence[Fold],
+    settings: Mapping[str, Any],
+    resampling: Resampling,
+    site: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Mean accuracy over several permutations, at the penalties the real labels chose."""
+    rng = np.random.default_rng([settings["seed"], 2])
+    n_labels, repeats = labels.shape[1], settings["shuffles"]
+    shuffled = np.concatenate(
+        [label_controls.shuffled_within_items(labels, design.items, rng) for _ in range(repeats)], axis=1
+    )
+    y = torch.as_tensor(shuffled, device=features.device)
+    mean = np.full(labels.shape, np.nan)
+    for index, fold in enumerate(folds):
+        fit = probe_grid.fit_probe(features[fold.train], y[fold.train], REFERENCE, np.tile(real.penalties[index], repeats))
+        correct = probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
+        mean[fold.test] = correct.reshape(len(fold.test), repeats, n_labels).mean(axis=1)
+    row = {**site, "control": "shuffled", "score": "accuracy", "level": 0.5}
+    yield from _paired(mean, resampling, list(designs.targets(design)), row)
+
+
+def _control_tasks(
+    features: Tensor, design: Design, settings: Mapping[str, Any], site: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Memorising capacity: a random label for each carrier, read on a split that holds out items only."""
+    folds = splits.folds(
+        design, "items", settings["inner_folds"], n_folds=settings["outer_folds"], seed=settings["seed"]
+    )
+    rng = np.random.default_rng([settings["seed"], 3])
+    for factor in design.carriers:
+        drawn = np.stack(
+            [label_controls.control_task(design, factor, rng) for _ in range(settings["control_tasks"])], axis=1
+        )
+        held_out = probe_grid.cross_validate(features, drawn, folds, settings["penalties"], REFERENCE)
+        accuracy = np.nanmean(held_out.correct, axis=0)
+        interval = statistics.t_interval(accuracy)
+        yield {
+            **site,
+            "target": factor,
+            "protocol": "items",
+            "control": "control_task",
+            "score": "accuracy",
+            "level": 0.5,
+            "estimate": float(interval.estimate),
+            "lower": float(interval.lower),
+            "upper": float(interval.upper),
+            "n_texts": len(design.texts),
+            "n_groups": len(accuracy),
+            "note": "interval over random labellings",
+        }
+
+
+def _without_the_feature(
+    features: Tensor,
+    design: Design,
+    folds: Sequence[Fold],
+    settings: Mapping[str, Any],
+    resampling: Resampling,
+    site: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """The pre-registered XOR and the needed ones, from the additive surrogate and from what LEACE of the factors leaves."""
+    targets = list(designs.targets(design))
+    pairs = list(dict.fromkeys([designs.canonical(design, "^".join(design.primary)), *design.needed]))
+    for kind, take_away in (("additive_surrogate", _less_the_effect), ("erased", _less_the_factors)):
+        correct = np.full((len(design.texts), len(targets)), np.nan)
+        for target in pairs:
+            label = designs.parity(design, target)[:, None]
+            held_out = probe_grid.cross_validate(
+                features, label, folds, settings["penalties"], REFERENCE, take_away(design, target)
+            )
+            correct[:, targets.index(target)] = held_out.correct[:, 0]
+        row = {**site, "representation": kind, "score": "accuracy", "level": 0.5}
+        yield from _paired(correct, resampling, targets, row, only=pairs)
+    for target in pairs:
+        yield {
+            **site,
+            "target": target,
+            "representation": "erased",
+            "score": "delta_removed",
+            "level": 0.0,
+            "estimate": delta_removed(features, design, target),
+            "n_texts": len(design.texts),
+            "n_groups": len(np.unique(design.couples)),
+        }
+
+
+def _less_the_effect(design: Design, target: str) -> probe_grid.Prepare:
+    """Remove the target's Walsh effect from either part, each by its own mean: neither is left with a trace of it.
+
+    Taking the effect of all texts away from both would leave each part with the other's error, of opposite sign, and
+    the probe below one half.
+    """
+    sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), dtype=torch.float32)
+
+    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        def less(part: Tensor, rows: np.ndarray) -> Tensor:
+            s = sign[rows].to(part.device)[:, None]
+            return part - s * (s * part).mean(dim=0)
+
+        return less(train, train_rows), less(test, test_rows)
+
+    return prepare
+
+
+def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
+    """Erase the target's own factors by LEACE, fitted on the training part only."""
+    from concept_erasure import LeaceEraser
+
+    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+
+    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        # float64: the eraser inverts a covariance, and the null it promises is exact only as far as that is.
+        eraser = LeaceEraser.fit(train.double(), concepts[train_rows].to(train.device))
+        return eraser(train.double()).float(), eraser(test.double()).float()
+
+    return prepare
+
+
+def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -> float:
+    """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², on all texts."""
+    from concept_erasure import LeaceEraser
+
+    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+    sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), device=features.device)
+    x = features.double()
+    erased = LeaceEraser.fit(x, concepts.to(x.device))(x)
+    before, after = ((sign[:, None] * part).mean(dim=0).square().sum() for part in (x, erased))
+    return float(1 - after / before) if before > 0 else float("nan")
+
+
+def _paired(
+    values: Float[np.ndarray, "n K"],
+    resampling: Resampling,
+    targets: Sequence[str],
+    row: Mapping[str, Any],
+    only: Sequence[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One row a target: the mean of per-text values with the interval of the target's own units."""
+    for columns, weights, units in resampling.groups:
+        wanted = [column for column in columns if only is None or targets[column] in only]
+        if not wanted:
+            continue
+        tested = ~np.isnan(values[:, wanted]).all(axis=1)
+        interval = statistics.bootstrap(
+            values[tested][:, wanted], weights[:, tested], confidence=resampling.confidence, units=units
+        )
+        for place, column in enumerate(wanted):
+            yield {
+                **row,
+                "target": targets[column],
+                "estimate": interval.estimate[place],
+                "lower": interval.lower[place],
+                "upper": interval.upper[place],
+                "n_texts": int(tested.sum()),
+                "n_groups": units,
+            }
+
+
+def _tensor(matrix: np.ndarray, device: str) -> Tensor:
+    return torch.tensor(np.asarray(matrix), dtype=torch.float32).to(device)

@@ -1,0 +1,209 @@
+"""What a job depends on, as two short strings: a slice of the configuration and a digest of the code.
+
+Snakemake reruns a job when its `params` change. Left alone it compares them as a set of nameless reprs (two swapped
+values go unnoticed), sees neither edits in imported modules nor configuration read inside a script, and takes 1 and 1.0
+for different (issue 2212 of snakemake/snakemake and `snakemake.persistence`). So every rule has exactly two params:
+
+- `slice_`, the canonical JSON of those parts of the configuration that the job reads, and of no others;
+- `code_digest`, one hash over the rule's script, every library module it reaches through imports, and its environment.
+
+The keys of a slice are what a script reads from `job.spec`:
+
+    template                       in the slice
+    probes                         {"probes": config["probes"]}
+    activations.positions          {"activations": {"positions": ...}}        as in the configuration, nothing beside it
+    designs.{design}               {"design": config["designs"][name]}        a definition picked by a wildcard is found
+    models.{model}.training        {"model": {"training": ...}}               under the wildcard's name
+    refs={"corpora": "designs.{design}.corpus"}
+                                   {"corpus": config["corpora"][name]}        the definition that a definition names,
+                                                                              under the name of the key that names it
+
+Pitfall: imports are read from the source, so only static ones count. `importlib.import_module` or code in `__init__.py`
+would escape the digest; a test forbids both. `progress` is followed by no digest: it holds messages, never numbers.
+Stdlib only, for the Snakefile imports this module before any environment exists.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UNTRACKED = frozenset({"progress"})
+
+
+def canonical(obj: Any) -> str:
+    """One JSON text for everything that is equal: keys sorted, no spaces, 1.0 written as 1.
+
+    Raises TypeError for what JSON cannot hold (sets, paths, numpy scalars: Snakemake would silently not track them) and
+    ValueError for NaN and infinities.
+    """
+    return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: str | bytes) -> str:
+    """SHA-256 in hex; text is hashed as UTF-8."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def code_digest(script: str | Path, library_dir: str | Path, env: str | Path | None = None) -> str:
+    """Digest of everything that a rule runs: its script or notebook, the library modules it reaches, its environment.
+
+    `library_dir` is the package's own folder. Of a notebook only the source of code cells counts. Of the environment
+    the YAML counts and, where there is one, the post-deploy script beside it. No path enters, so a moved or renamed
+    checkout has the same digests. Raises FileNotFoundError where the script, a module or `env` does not exist.
+    """
+    library = Path(library_dir)
+    script = Path(script)
+    text, imported = _unit(script, library)
+    parts = {"script": text}
+    waiting = list(imported)
+    while waiting:
+        module = waiting.pop()
+        if f"module {module}" in parts:
+            continue
+        parts[f"module {module}"], imported = _unit(library / f"{module}.py", library)
+        waiting.extend(imported)
+    if env is not None:
+        env = Path(env)
+        parts["environment"] = digest(env.read_bytes())
+        post_deploy = env.with_suffix(".post-deploy.sh")
+        if post_deploy.exists():
+            parts["post-deploy"] = digest(post_deploy.read_bytes())
+    return digest(canonical(parts))
+
+
+def slice_(
+    config: Mapping[str, Any],
+    paths: Iterable[str],
+    wildcards: Mapping[str, str] | None = None,
+    refs: Mapping[str, str] | None = None,
+) -> str:
+    """Canonical JSON of the parts of `config` that `paths` name, keyed as the module's docstring says.
+
+    `wildcards` fill the templates (a Snakemake `wildcards` object will do). `refs` maps a section to the dotted path
+    that holds the NAME of one of its definitions; where that path is absent nothing is added. Raises KeyError with the
+    dotted path for a key that the configuration does not have.
+    """
+    wildcards = dict(wildcards.items()) if wildcards is not None else {}
+    result: dict[str, Any] = {}
+    for template in paths:
+        filled = _fill(template, wildcards)
+        segments = template.split(".")
+        picked = len(segments) > 1 and _wildcard(segments[1])
+        keys = [segments[1][1:-1], *filled[2:]] if picked else filled
+        _put(result, keys, _get(config, filled), template)
+    for section, template in (refs or {}).items():
+        try:
+            name = _get(config, _fill(template, wildcards))
+        except KeyError:
+            continue
+        _put(result, [template.split(".")[-1]], _get(config, [section, name]), template)
+    return canonical(result)
+
+
+def _plain(obj: Any) -> Any:
+    if obj is None or isinstance(obj, bool | str):
+        return obj
+    # A subclass (numpy.float64 is a float) prints like its parent but is not a builtin.
+    if type(obj) is int:
+        return obj
+    if type(obj) is float:
+        if not math.isfinite(obj):
+            raise ValueError(f"{obj} has no place in a specification")
+        return int(obj) if obj.is_integer() else obj
+    if isinstance(obj, Mapping):
+        for key in obj:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} is a {type(key).__name__}, not text; quote it in the YAML")
+        return {key: _plain(value) for key, value in obj.items()}
+    if isinstance(obj, Sequence) and not isinstance(obj, bytes | bytearray):
+        return [_plain(value) for value in obj]
+    raise TypeError(f"{obj!r} is a {type(obj).__name__}, which JSON cannot hold")
+
+
+def _wildcard(segment: str) -> bool:
+    return segment.startswith("{") and segment.endswith("}")
+
+
+def _fill(template: str, wildcards: Mapping[str, str]) -> list[str]:
+    """Split before filling: a model may be called `pythia-2.8b`."""
+    return [wildcards[part[1:-1]] if _wildcard(part) else part for part in template.split(".")]
+
+
+def _get(config: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    value: Any = config
+    for depth, key in enumerate(keys):
+        if not isinstance(value, Mapping) or key not in value:
+            raise KeyError(f"the configuration has no {'.'.join(keys[: depth + 1])}")
+        value = value[key]
+    return value
+
+
+def _put(result: dict[str, Any], keys: Sequence[str], value: Any, template: str) -> None:
+    """Set result[k0][k1]... = value beside what other templates have put there."""
+    place = result
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+    known = place.get(keys[-1])
+    if isinstance(known, dict) and isinstance(value, Mapping):
+        for key, inner in value.items():
+            _put(known, [key], inner, template)
+        return
+    if known is not None and known != value:
+        raise ValueError(f"{template} and another template both want the key {'.'.join(keys)}")
+    place[keys[-1]] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    """Mappings only: `_put` merges into them, and the user's configuration must stay as it is."""
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _unit(path: Path, library: Path) -> tuple[str, tuple[str, ...]]:
+    """(digest, library modules imported) of one script, notebook or module."""
+    stat = path.stat()
+    return _parsed(str(path), str(library), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(path: str, library: str, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
+    """Keyed by time and size, so that planning thousands of jobs parses each file once and an edit is seen."""
+    data = Path(path).read_bytes()
+    if path.endswith(".ipynb"):
+        cells = [
+            "".join(cell["source"]) for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"
+        ]
+        # Magics (%matplotlib inline) are no Python; they import nothing of ours.
+        source = "\n".join(
+            line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))
+        )
+        return digest(canonical(cells)), _imports(source, path, Path(library))
+    return digest(data), _imports(data, path, Path(library))
+
+
+def _imports(source: str | bytes, path: str, library: Path) -> tuple[str, ...]:
+    """Modules of the package that a source imports anywhere, also inside functions."""
+    package = library.name
+    inside = Path(path).parent == library
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source, filename=path)):
+        if isinstance(node, ast.Import):
+            dotted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level == 1 and inside:
+                origin = f"{package}.{origin}".rstrip(".")
+            dotted = [f"{package}.{alias.name}" for alias in node.names] if origin == package else [origin]
+        else:
+            continue
+        for name in dotted:
+            parts = name.split(".")
+            if parts[0] == package and len(parts) > 1:
+                found.add(parts[1])
+    return tuple(sorted(found - UNTRACKED))
