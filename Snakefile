@@ -13,13 +13,18 @@ min_version("9.27")
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow", "scripts"))
 
-from counterprobe import configuration, plan, spec as specs
+from counterprobe import configuration, plan, progress, spec as specs
 
 
 configfile: "config.yaml"
 
 
-config = configuration.validate(config, workflow.configfiles)
+try:
+    config = configuration.validate(config, workflow.configfiles)
+except progress.UserError as error:
+    raise WorkflowError(str(error)) from None
+
+progress.terse(logger)
 
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

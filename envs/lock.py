@@ -3,13 +3,14 @@
     python envs/lock.py              keep the locked versions where requirements.in allows
     python envs/lock.py --upgrade    move everything to the newest versions it allows
 
-One lock serves Python 3.11 to 3.13 on Linux and macOS: the whole closure with a SHA-256 for every file, installed with
-`pip install --no-deps --require-hashes`. torch and the packages that only a CUDA build of it brings (triton, nvidia-*,
-cuda-*) are left out: pip installs them first, from envs/torch.txt, in whichever build the machine can see. The lock
-holds no index, host or path. Needs `uv` (pip install uv) and the network.
+One lock serves Python 3.11 to 3.13 on Linux and macOS: the whole closure with a SHA-256 for every file,
+installed with `pip install --no-deps --require-hashes`. torch and the packages that only a CUDA build of it
+brings (triton, nvidia-*, cuda-*) are left out: pip installs them first, from envs/torch.txt, in whichever
+build the machine can see. The lock holds no index, host or path. Needs `uv` (pip install uv) and the network.
 
-A conda environment is Python and pip from conda-forge and the torch pin. Everything else is in the post-deploy script,
-as the lock's own lines in a here-document: Snakemake hashes that script, and would not hash a requirements file.
+A conda environment is Python and pip from conda-forge and the torch pin. Everything else is in the
+post-deploy script, as the lock's own lines in a here-document: Snakemake hashes that script, and would not
+hash a requirements file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ TORCH = FOLDER / "torch.txt"
 PYTHON = "3.11"
 BROUGHT_BY_TORCH = re.compile(r"^(torch|triton|nvidia-.*|cuda-.*)$")
 
-# What the jobs of an environment import; the lock has the versions. The ones with torch get it in the YAML's pip section.
+# What the jobs of an environment import; the lock has the versions. The ones with torch get it in the YAML's
+# pip section.
 ENVIRONMENTS = {
     "torch": (
         "beartype",
@@ -55,6 +57,7 @@ ENVIRONMENTS = {
     ),
     "plots": (
         "ipykernel",
+        "jaxtyping",
         "matplotlib",
         "nbconvert",
         "numpy",
@@ -87,8 +90,12 @@ PURPOSE = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upgrade", action="store_true", help="take the newest versions that requirements.in allows")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--upgrade", action="store_true", help="take the newest versions that requirements.in allows"
+    )
     arguments = parser.parse_args()
 
     torch = torch_pin()
@@ -117,7 +124,7 @@ def environment_files(environment: str) -> tuple[Path, Path]:
 
 
 def compile_(requirements: str, preferred: str) -> str:
-    """uv's resolution for every supported platform; `preferred` is a lock whose versions are kept where possible."""
+    """uv's resolution for every platform; `preferred` is a lock whose versions are kept where possible."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         sys.exit("lock.py: uv is missing; pip install uv")
@@ -129,7 +136,9 @@ def compile_(requirements: str, preferred: str) -> str:
         output.write_text(preferred)
         options = ["--universal", "--fork-strategy", "fewest", "--python-version", PYTHON]
         options += ["--generate-hashes", "--no-header", "--no-annotate", "--no-config", "--quiet"]
-        subprocess.run([uv, "pip", "compile", *options, source, "--output-file", output], check=True, env=environment)
+        subprocess.run(
+            [uv, "pip", "compile", *options, source, "--output-file", output], check=True, env=environment
+        )
         return output.read_text()
 
 
@@ -143,8 +152,12 @@ def parse(lock: str) -> dict[str, str]:
 
 
 def render_lock(blocks: dict[str, str], torch: str) -> str:
-    head = f"# Written by envs/lock.py from envs/requirements.in. Install {torch} first (envs/torch.txt), then this with:\n"
-    return head + "# pip install --no-deps --require-hashes -r requirements.lock\n" + "".join(blocks.values())
+    return (
+        "# Written by envs/lock.py from envs/requirements.in.\n"
+        f"# Install {torch} first (envs/torch.txt), then this with:\n"
+        "# pip install --no-deps --require-hashes -r requirements.lock\n"
+        f"{''.join(blocks.values())}"
+    )
 
 
 def render_yaml(environment: str, torch: str) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the checkout, the shared models and data beside it, and a skip where a card is missing."""
+"""Fixtures for all tests: the checkout, shared models and data beside it, a skip where a card is missing."""
 
 import functools
 import subprocess

@@ -27,7 +27,7 @@ def made_world(n_items, n_pairs, n_classes=6):
 
 @pytest.fixture(scope="module")
 def factorial():
-    return statements.factorial("factorial", {"blocks": 4}, made_world(24, 32))
+    return statements.factorial("factorial", {"blocks": 4}, made_world(24, 16))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_good_design_passes_and_says_what_it_can_detect(factorial):
 def test_carriers_are_counted_in_the_texts(factorial, rax):
     realised = design_audit.realisers(factorial)
     assert set(realised["speaker"].true) == {text.split(":")[0] for text in factorial.texts if text[0] == "A"}
-    assert realised["speaker"].fewest == 32
+    assert realised["speaker"].fewest == 16
     assert realised["negated"] == design_audit.Realisers(("not",), ())
     assert not realised["match"].found
     assert design_audit.realisers(rax)["speaker"] == design_audit.Realisers(("Ann0",), ("Bob0",))

@@ -124,6 +124,7 @@ def test_listed_dichotomies_are_drawn_evenly():
     assert hits.max() < 400 / n + 5 * np.sqrt(400 / n)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_shuffling_keeps_what_each_item_has(seed):
     items = rng(seed).integers(0, 6, 60)

@@ -265,6 +265,11 @@ class TestNorm:
                 assert interval.upper[t] - interval.estimate[t] == pytest.approx(half)
                 assert interval.estimate[t] - interval.lower[t] == pytest.approx(half)
 
+    def test_one_target_by_itself_gives_the_same_number(self):
+        d = rng().standard_normal((2, 9, 4))
+        assert statistics.interaction_norm(d[0]).estimate == statistics.interaction_norm(d).estimate[0]
+        assert statistics.sign_flip_p(d[0], None, 9, rng()) == statistics.sign_flip_p(d, None, 9, rng())[0]
+
     def test_two_units_are_too_few(self):
         with pytest.raises(UserError, match="at least 3"):
             statistics.interaction_norm(np.ones((1, 4, 2)), np.array([0, 0, 1, 1]))
@@ -356,12 +361,16 @@ class TestSeeds:
         for k in range(3):
             expected = stats.t.interval(0.95, 4, samples[:, k].mean(), stats.sem(samples[:, k]))
             np.testing.assert_allclose([interval.lower[k], interval.upper[k]], expected)
+        single = statistics.t_interval(samples[:, 0])
+        assert single.lower.shape == ()
+        assert float(single.lower) == interval.lower[0]
         with pytest.raises(UserError, match="at least 2"):
             statistics.t_interval(samples[:1])
 
     def test_one_more_draw_exceeds_the_prediction_bound_as_often_as_said(self):
         draws = rng().standard_normal((4, 40_000))
         assert (draws[3] > statistics.prediction_bound(draws[:3])).mean() == pytest.approx(0.05, abs=0.004)
+        assert statistics.prediction_bound(draws[:3, 0]) == statistics.prediction_bound(draws[:3])[0]
         with pytest.raises(UserError, match="seeds"):
             statistics.prediction_bound(draws[:1])
 
@@ -369,6 +378,7 @@ class TestSeeds:
         adjusted = statistics.holm(np.array([0.01, 0.04, np.nan, 0.03, 0.5]))
         np.testing.assert_allclose(adjusted, [0.04, 0.09, np.nan, 0.09, 0.5])
 
+    @settings(deadline=None)
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
     def test_holm_rejects_what_stepping_down_rejects(self, p, alpha):
         p = np.array(p)

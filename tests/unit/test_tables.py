@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterprobe import tables
@@ -60,6 +60,7 @@ def test_rows_keep_their_values_and_types():
     assert [table[c].dtype.kind for c in ("step", "bos", "level", "model")] == ["i", "b", "f", "O"]
 
 
+@settings(max_examples=15, deadline=None)
 @given(st.permutations(range(6)))
 def test_the_bytes_of_a_table_do_not_depend_on_the_order_of_its_rows(tmp_path_factory, order):
     folder = tmp_path_factory.mktemp("tables")

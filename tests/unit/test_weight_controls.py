@@ -577,8 +577,9 @@ def test_health_marks_a_layer_that_lost_its_variation_or_its_blocks_and_only_tha
     healthy = [shared_token, *(50 * cloud(rng) for _ in range(3))]
     line = rng.standard_normal((200, 1)) * np.ones(16)
     flat = [shared_token, cloud(rng), line, cloud(rng)]
-    first = cloud(rng)
-    idle = [shared_token, first, first + 1e-3 * cloud(rng), cloud(rng)]
+    nearly_constant = 100 * shared_token
+    idle = [nearly_constant, *(nearly_constant + step * cloud(rng) for step in (1e-2, 2e-2, 3e-2))]
+    lazy_once = [shared_token, healthy[1], healthy[1] + cloud(rng, scale=0.5), healthy[3]]
     statistics = weight_controls.activation_statistics
     reference = statistics(trained)
 
@@ -588,7 +589,8 @@ def test_health_marks_a_layer_that_lost_its_variation_or_its_blocks_and_only_tha
     assert collapsed(trained) == [False] * 4
     assert collapsed(healthy) == [False] * 4
     assert collapsed(flat) == [False, False, True, False]
-    assert collapsed(idle) == [False, False, True, False]
+    assert collapsed(idle) == [False, True, True, True]
+    assert collapsed(lazy_once) == [False] * 4
     with np.errstate(invalid="ignore"):
         broken = [shared_token, cloud(rng), np.full((200, 16), np.inf), cloud(rng)]
         assert collapsed(broken)[2]

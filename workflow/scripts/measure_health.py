@@ -5,6 +5,8 @@ from counterprobe import activations, extraction, runtime
 with runtime.job(snakemake) as job:
     job.write_table(
         extraction.health(
-            activations.open_store(job.input.trained), activations.open_store(job.input.control), job.wildcards
+            activations.open_store(job.input.trained),
+            activations.open_store(job.input.control),
+            job.wildcards,
         )
     )

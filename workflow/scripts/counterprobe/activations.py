@@ -66,7 +66,7 @@ FAMILIES = (("layers", {"embed_in"}), ("layers", {"embed_tokens"}), ("h", {"wte"
 
 PARTIAL = ".partial"
 ROWS_AT_A_TIME = 4096
-BYTES_BETWEEN_RELEASES = 32 * 2**20
+BYTES_BETWEEN_RELEASES = 8 * 2**20
 
 SHARD = re.compile(
     r"((?P<embeddings>kept|randomised)\.seed(?P<seed>\d+)/)?"

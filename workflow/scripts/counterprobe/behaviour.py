@@ -33,6 +33,7 @@ def measure(
     for target, readout in design.readouts.items():
         items, carriers = statistics.inference_units(design, target)
         weights = statistics.two_way_weights(items, carriers, settings["resamples"], rng, design.strata)
+        units = statistics.fewest_units(items, carriers)
         truth = np.where(designs.parity(design, target), 1.0, -1.0)
         for bos in (False, True):
             odds = language_model.answers(
@@ -43,7 +44,7 @@ def measure(
                 ("accuracy", (np.sign(right) + 1) / 2, 0.5),
                 ("log_odds", right, 0.0),
             ):
-                interval = statistics.bootstrap(values[:, None], weights, settings["confidence"])
+                interval = statistics.bootstrap(values[:, None], weights, settings["confidence"], units)
                 rows.append(
                     {
                         **tables.NOT_APPLICABLE,
@@ -57,7 +58,7 @@ def measure(
                         "lower": interval.lower[0],
                         "upper": interval.upper[0],
                         "n_texts": len(design.texts),
-                        "n_groups": len(np.unique(items)),
+                        "n_groups": units,
                     }
                 )
     return tables.frame(rows)

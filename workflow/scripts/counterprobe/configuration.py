@@ -1,13 +1,14 @@
 """Check an experiment's configuration before anything is planned, and say what is wrong in the user's terms.
 
-The schema, workflow/schemas/config.schema.yaml, is the one description of the configuration: it documents every key,
-holds the defaults and forbids unknown keys. What a schema cannot say (that `run.models` names a defined model) is checked
-here. Each problem becomes one line with the file, the line and the dotted path:
+The schema, workflow/schemas/config.schema.yaml, is the one description of the configuration: it documents
+every key, holds the defaults and forbids unknown keys. What a schema cannot say (that `run.models` names a
+defined model) is checked here. Each problem becomes one line with the file, the line and the dotted path:
 
     config.yaml line 31, probes.penaltys: unknown key; did you mean 'penalties'?
 
-Pitfall: Snakemake reads and merges the configuration files before any code of ours runs. Line numbers therefore come
-from a second reading of the same files, the later file winning; a value given on the command line has no line.
+Pitfall: Snakemake reads and merges the configuration files before any code of ours runs. Line numbers
+therefore come from a second reading of the same files, the later file winning; a value given on the command
+line has no line.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def validate(
 ) -> dict[str, Any]:
     """Check `config` and return a copy of it in which every optional key has its default.
 
-    `path_hint` is the file, or the files in the order in which Snakemake merged them, that errors refer to; a file that
-    does not exist is merely named. Raises UserError with one line for each problem, the first ten of them.
+    `path_hint` is the file, or the files in the order in which Snakemake merged them, that errors refer to; a
+    file that does not exist is merely named. Raises UserError with one line for each problem, the first ten
+    of them.
     """
     files = [path_hint] if isinstance(path_hint, str | Path) else list(path_hint)
     where = _Where(load_lines(file for file in files if Path(file).exists()), str(files[-1]))
@@ -90,7 +92,8 @@ def schema() -> dict[str, Any]:
 def load_lines(paths: Iterable[str | Path]) -> dict[Keys, Mark]:
     """The place of every key and list element in YAML files, the later file winning as in Snakemake's merge.
 
-    Raises UserError for a file that is missing, is not YAML, or repeats a key (YAML would silently keep the last).
+    Raises UserError for a file that is missing, is not YAML, or repeats a key (YAML would silently keep the
+    last).
     """
     import yaml
 
@@ -108,12 +111,16 @@ def load_lines(paths: Iterable[str | Path]) -> dict[Keys, Mark]:
         except yaml.YAMLError as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if node is not None and not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path} line 1: a configuration is a mapping of keys, such as 'experiment: NAME'")
+            raise UserError(
+                f"{path} line 1: a configuration is a mapping of keys, such as 'experiment: NAME'"
+            )
         if node is not None:
             for keys, mark in _walk(node, (), str(path)):
                 if isinstance(keys[-1], int) and keys[-1] == 0:
                     # Lists replace each other: forget the tail of a longer one.
-                    for known in [k for k in marks if len(k) >= len(keys) and k[: len(keys) - 1] == keys[:-1]]:
+                    for known in [
+                        k for k in marks if len(k) >= len(keys) and k[: len(keys) - 1] == keys[:-1]
+                    ]:
                         del marks[known]
                 marks[keys] = mark
     return marks
@@ -127,7 +134,7 @@ class _Where:
         self.fallback = fallback
 
     def __call__(self, keys: Keys, value: Any = None) -> str:
-        """`value` tells whether the file's text is what Snakemake was given, or the command line overrode it."""
+        """`value` tells whether Snakemake was given the file's text or the command line overrode it."""
         mark = self.marks.get(keys)
         if mark is not None and isinstance(value, str) and mark.text is not None and mark.text != value:
             return f"--config, {dotted(keys)}"
@@ -188,7 +195,7 @@ def _resolve(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _variant(node: Mapping[str, Any], value: Any) -> Mapping[str, Any] | None:
-    """The alternative of a `oneOf` that the value means to be: by its constants (`source: hub`), else by its type."""
+    """The alternative of a `oneOf` that a value means: by its constants (`source: hub`), else by its type."""
     alternatives = [_resolve(option) for option in node["oneOf"]]
     if isinstance(value, Mapping):
         for option in alternatives:
@@ -239,7 +246,9 @@ def _schema_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
 
     config = _builtin(config)
     validator = Draft202012Validator(schema())
-    for error in sorted(validator.iter_errors(config), key=lambda error: [str(key) for key in error.absolute_path]):
+    for error in sorted(
+        validator.iter_errors(config), key=lambda error: [str(key) for key in error.absolute_path]
+    ):
         yield from _problems(error, validator, where)
 
 
@@ -267,7 +276,9 @@ def _problems(error: Any, validator: Any, where: _Where, prefix: Keys = ()) -> I
         yield f"{at}: {_shown(value)} is not {_kind(wanted)}{_yaml_advice(value, wanted)}"
     elif rule in ("enum", "const"):
         allowed = [str(option) for option in (wanted if rule == "enum" else [wanted])]
-        advice = nearest(str(value), allowed) or f"; choose {_listed(allowed, 'or')}"
+        # Of two, both are named: for `gpu`, cpu is the nearest word and the wrong advice.
+        near = nearest(str(value), allowed) if len(allowed) > 2 else ""
+        advice = near or f"; choose {_listed(allowed, 'or')}"
         yield f"{at}: {_shown(value)} is not a choice{advice}"
     elif rule == "oneOf":
         yield from _oneof_problems(error, validator, where, keys)
@@ -312,7 +323,9 @@ def _oneof_problems(error: Any, validator: Any, where: _Where, keys: Keys) -> It
                 advice = nearest(str(value[key]), allowed) or f"; choose {_listed(allowed, 'or')}"
                 yield f"{where((*keys, key), value[key])}: {_shown(value[key])} is not a choice{advice}"
                 return
-            options = [o for o in options if o["properties"].get(key, {}).get("const", value[key]) == value[key]]
+            options = [
+                o for o in options if o["properties"].get(key, {}).get("const", value[key]) == value[key]
+            ]
     allowed = [str(choice) for option in options for choice in option.get("enum", [])]
     kinds = [_kind(option["type"]) for option in options if "enum" not in option]
     advice = nearest(str(value), allowed)
@@ -371,7 +384,9 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
         for name, definition in named.items():
             corpus = definition.get("corpus")
             if corpus is not None and corpus not in config["corpora"]:
-                advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
+                advice = (
+                    nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
+                )
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
     for name, model in config["models"].items():
         yield from _model_problems(name, model, where)
@@ -385,12 +400,15 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
 
 def _activation_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
     activations = config["activations"]
-    marks = [word for name in config["run"]["designs"] for word in config["designs"].get(name, {}).get("marks", ())]
+    marks = [
+        word for name in config["run"]["designs"] for word in config["designs"].get(name, {}).get("marks", ())
+    ]
     known = [*POSITIONS, *marks]
     for index, position in enumerate(activations["positions"]):
         if position not in known:
             advice = nearest(position, known) or f"; known are {_listed(known)}"
-            yield f"{where(('activations', 'positions', index), position)}: {position!r} is no read position{advice}"
+            at = where(("activations", "positions", index), position)
+            yield f"{at}: {position!r} is no read position{advice}"
     for key, choices in (("primary_position", "positions"), ("primary_bos", "bos")):
         if activations[key] not in activations[choices]:
             shown = _shown(activations[key])
@@ -452,11 +470,11 @@ def _csv_problems(name: str, design: Mapping[str, Any], where: _Where) -> Iterat
 def _fold_problems(
     name: str, design: Mapping[str, Any], config: Mapping[str, Any], where: _Where
 ) -> Iterator[str]:
-    """Every block of a factorial design needs a couple of items of each topic and a carrier unit of its own."""
+    """Every block of a factorial design needs a couple of items of each topic and a carrier unit."""
     corpus = config["corpora"].get(design.get("corpus"))
     if corpus is not None and design.get("names", 0) > corpus["carriers"]:
         at = where(("designs", name, "names"))
-        yield f"{at}: {design['names']} pairs of names, but the corpus has {corpus['carriers']} (its carriers)"
+        yield f"{at}: {design['names']} pairs of names, but the corpus has {corpus['carriers']}"
     blocks = design.get("blocks")
     if corpus is None or blocks is None:
         return
@@ -469,6 +487,6 @@ def _fold_problems(
     inner = config["probes"]["inner_folds"]
     if "carriers" in design["protocols"] and name in config["run"]["designs"] and inner > blocks - 1:
         yield (
-            f"{where(('probes', 'inner_folds'))}: {inner} inner folds, but one of the {blocks} blocks of {name} "
-            f"is held out and {blocks - 1} remain"
+            f"{where(('probes', 'inner_folds'))}: {inner} inner folds, but one of the {blocks} blocks "
+            f"of {name} is held out and {blocks - 1} remain"
         )

@@ -277,7 +277,7 @@ def _held_out(
             yield {**row, "verdict": "ok", "message": f"{', '.join(out)} of {target}: held out"}
             continue
         why = ", ".join(
-            f"{factor} ({realised[factor].fewest} carriers a class, known to {seen[factor]:.0%} of test texts)"
+            f"{factor} ({realised[factor].fewest} carriers a class, known in {seen[factor]:.0%} of tests)"
             for factor in factors
         )
         message = f"{_spoken(design, target)}: no factor of it is held out: {why}; it may be read off tokens"
@@ -309,7 +309,7 @@ def _look_ups(
             else:
                 message = (
                     f"a look-up of each token of {factor}, with nothing shared between them, reads "
-                    f"{_spoken(design, target)} at {value:.2f}: under this protocol it cannot be told from an XOR"
+                    f"{_spoken(design, target)} at {value:.2f}: this protocol cannot tell it from an XOR"
                 )
                 yield {**row, "verdict": "flagged", "message": message}
 

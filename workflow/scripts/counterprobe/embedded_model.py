@@ -17,7 +17,12 @@ from counterprobe.revisions import revisions, step_of
 
 
 def train(
-    model: Mapping[str, Any], corpus: Mapping[str, Any], tables: Sequence[str | Path], folder: Path, *, device: str
+    model: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+    tables: Sequence[str | Path],
+    folder: Path,
+    *,
+    device: str,
 ) -> pd.DataFrame:
     """Train the model of one entry of `models:`, write `folder`/step{N}/, return columns step and loss (nats a token).
 

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from counterprobe import activations, checkpoints, designs, language_model, progress, tables, tokenization, weight_controls
+from counterprobe import (
+    activations,
+    checkpoints,
+    designs,
+    language_model,
+    progress,
+    tables,
+    tokenization,
+    weight_controls,
+)
 from counterprobe.activations import Store
 from counterprobe.designs import Design
 from counterprobe.progress import UserError
@@ -24,7 +33,13 @@ TRAINED = "trained"
 
 
 def run(
-    checkpoint: str | Path, design: Design, weights: str, spec: Mapping[str, Any], folder: Path, *, device: str
+    checkpoint: str | Path,
+    design: Design,
+    weights: str,
+    spec: Mapping[str, Any],
+    folder: Path,
+    *,
+    device: str,
 ) -> dict[str, Any]:
     """Write the activations of `design` into `folder` and return what its manifest has to say of them.
 

@@ -74,8 +74,8 @@ def dichotomies(
     if len(found) < min(count, at_least):
         verb = "exist" if len(names) <= MOST_ENUMERATED_FACTORS else "were found"
         raise UserError(
-            f"label control 'dichotomy': {len(found)} balanced labellings of {len(cells)} cells orthogonal to "
-            f"{len(parities)} parities {verb}, {min(count, at_least)} are needed; add a feature"
+            f"label control 'dichotomy': {len(found)} balanced labellings of {len(cells)} cells orthogonal "
+            f"to {len(parities)} parities {verb}, {min(count, at_least)} are needed; add a feature"
         )
     return found
 

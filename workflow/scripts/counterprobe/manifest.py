@@ -4,10 +4,10 @@
      "content": {..., "files": {"layer_00.npy": {"size": 3145728, "sha256": "..."}}},
      "run": {"host": ..., "started": ..., "seconds": ..., "peak_memory_mb": ...}}
 
-`content` holds whatever determines the artefact; `run` what differs between two equal runs. Digests are taken over
-`content` only, so a rerun on another evening has the same digest. Rules take the manifest as their input instead of the
-data: it is small enough for Snakemake to compare by checksum, and a consumer that calls `verify` turns a truncated or
-edited file into an error that names it, never into a wrong number.
+`content` holds whatever determines the artefact; `run` what differs between two equal runs. Digests are taken
+over `content` only, so a rerun on another evening has the same digest. Rules take the manifest as their input
+instead of the data: it is small enough for Snakemake to compare by checksum, and a consumer that calls
+`verify` turns a truncated or edited file into an error that names it, never into a wrong number.
 
 Pitfall: a folder without a manifest is an unfinished artefact, however complete its files look.
 """
@@ -34,7 +34,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write(path: str | Path, content: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Write a manifest atomically. Raises TypeError or ValueError for a `content` that has no canonical JSON."""
+    """Write a manifest atomically. Raises TypeError or ValueError for content without canonical JSON."""
     canonical(content)
     document = {"schema": SCHEMA, "content": content, "run": run}
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -43,7 +43,7 @@ def write(path: str | Path, content: Mapping[str, Any], run: Mapping[str, Any]) 
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The whole manifest: keys `schema`, `content`, `run`. Raises UserError where it is missing or not one of ours."""
+    """The manifest: keys `schema`, `content`, `run`. Raises UserError where it is missing or not ours."""
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -58,10 +58,11 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def verify(path: str | Path, *, root: str | Path | None = None, hashes: bool = True) -> dict[str, Any]:
-    """`read`, then compare every file in `content.files` with its size and, unless `hashes` is off, its SHA-256.
+    """`read`, then compare every file in `content.files` with its size and, unless `hashes` is off, its
+    SHA-256.
 
-    Names are relative to `root`, by default the manifest's own folder. Sizes of all files come first: they cost nothing
-    and catch every truncation. Raises UserError naming the first file that differs.
+    Names are relative to `root`, by default the manifest's own folder. Sizes of all files come first: they
+    cost nothing and catch every truncation. Raises UserError naming the first file that differs.
     """
     document = read(path)
     folder = Path(root) if root is not None else Path(path).parent
@@ -79,7 +80,8 @@ def verify(path: str | Path, *, root: str | Path | None = None, hashes: bool = T
         found = sha256_file(folder / name)
         if found != entry["sha256"]:
             raise UserError(
-                f"{folder / name}: sha256 {found[:12]}… where the manifest says {entry['sha256'][:12]}…; {advice}"
+                f"{folder / name}: sha256 {found[:12]}… where the manifest says {entry['sha256'][:12]}…; "
+                f"{advice}"
             )
     return document
 
@@ -109,8 +111,8 @@ def describe_files(folder: str | Path) -> dict[str, dict[str, Any]]:
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise.
 
-    A reader sees the old file or the whole new one, also after a power cut: the data reaches the disk before the name
-    does. Raises UserError where the disk is full.
+    A reader sees the old file or the whole new one, also after a power cut: the data reaches the disk before
+    the name does. Raises UserError where the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

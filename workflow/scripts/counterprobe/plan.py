@@ -14,6 +14,7 @@ from counterprobe.revisions import revisions
 
 TRAINED = "trained"
 
+
 @dataclass(frozen=True)
 class Unit:
     """One cell of the experiment: a model at a revision, under one kind of weights, on one design."""
@@ -54,9 +55,10 @@ def units(config: Mapping[str, Any]) -> Iterator[Unit]:
 
 
 def controlled_units(config: Mapping[str, Any]) -> Iterator[Unit]:
-    """The cells that also get label controls, surrogates and erasure."""
+    """The cells that also get label controls, surrogates and erasure: trained weights at the controlled revisions."""
     for unit in units(config):
-        if unit.revision in control_revisions(config, unit.model) and unit.design not in config["run"]["last_only"]:
+        controlled = unit.revision in control_revisions(config, unit.model)
+        if controlled and unit.weights == TRAINED and unit.design not in config["run"]["last_only"]:
             yield unit
 
 
@@ -75,7 +77,9 @@ def answering_units(config: Mapping[str, Any]) -> Iterator[Unit]:
 
 def published_designs(config: Mapping[str, Any]) -> list[str]:
     """Designs that are also split as published, and get the planted representation beside them."""
-    return sorted(name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"])
+    return sorted(
+        name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"]
+    )
 
 
 def figures(config: Mapping[str, Any]) -> Iterator[str]:

@@ -53,8 +53,12 @@ UNIT = ["model", "revision", "step", "weights", "embeddings", "seed", "design", 
 
 def theme() -> None:
     """One look for every figure; vector text stays text, so that a PDF can be searched and edited."""
-    sns.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6})
-    matplotlib.rcParams.update({"pdf.fonttype": 42, "savefig.bbox": "tight", "figure.dpi": 110, "axes.titlesize": 10})
+    sns.set_theme(
+        context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6}
+    )
+    matplotlib.rcParams.update(
+        {"pdf.fonttype": 42, "savefig.bbox": "tight", "figure.dpi": 110, "axes.titlesize": 10}
+    )
 
 
 def save(figure: Figure, data: pd.DataFrame, outputs: Mapping[str, str]) -> None:
@@ -108,7 +112,10 @@ def layers_by_step(
     """Held-out accuracy of every shown parity at every layer and revision of the trained models."""
     rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
     return rows[
-        (rows.weights == "trained") & (rows.design == design.name) & (rows.position == position) & (rows.bos == bos)
+        (rows.weights == "trained")
+        & (rows.design == design.name)
+        & (rows.position == position)
+        & (rows.bos == bos)
     ]
 
 
@@ -124,7 +131,9 @@ def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
         for colour, layer in zip(colours, layers, strict=True):
             line = rows[(rows.target == target) & (rows.layer == layer)].set_index("revision").reindex(steps)
             axis.plot(range(len(steps)), line.estimate, color=colour, marker=".", label=layer_name(layer))
-            axis.fill_between(range(len(steps)), line.lower, line.upper, color=colour, alpha=0.12, linewidth=0)
+            axis.fill_between(
+                range(len(steps)), line.lower, line.upper, color=colour, alpha=0.12, linewidth=0
+            )
         accuracy_axis(axis, label(target, design.aliases), xor="^" in target)
         revision_axis(axis, steps)
     finish(figure, axes, used=len(targets), y="held-out accuracy", legend_title="residual stream")
@@ -204,7 +213,9 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
     targets = [target for target in shown_targets(design) if (rows.target == target).any()]
     figure, axes = plt.subplots(1, len(sources), figsize=(10.5, 3.3), sharey=True)
     for axis, (title, source) in zip(axes, sources, strict=True):
-        for offset, (protocol, (colour, marker, name)) in zip((-0.22, 0.0, 0.22), PROTOCOL_STYLES.items(), strict=True):
+        for offset, (protocol, (colour, marker, name)) in zip(
+            (-0.22, 0.0, 0.22), PROTOCOL_STYLES.items(), strict=True
+        ):
             of_protocol = source[source.protocol == protocol].groupby("target")
             mean = of_protocol[["estimate", "lower", "upper"]].mean().reindex(targets)
             axis.errorbar(
@@ -218,14 +229,21 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
                 linewidth=1,
                 label=name,
             )
-        axis.set_xticks(range(len(targets)), [label(target, design.aliases) for target in targets], rotation=35, ha="right")
+        axis.set_xticks(
+            range(len(targets)),
+            [label(target, design.aliases) for target in targets],
+            rotation=35,
+            ha="right",
+        )
         axis.set_title(title)
         axis.axhline(CHANCE, color=GREY, linewidth=1)
         axis.set_ylim(0, 1.03)
         axis.grid(axis="x", visible=False)
     axes[0].set_ylabel("held-out accuracy")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncols=len(names), frameon=False, bbox_to_anchor=(0.5, 1.06))
+    figure.legend(
+        handles, names, loc="upper center", ncols=len(names), frameon=False, bbox_to_anchor=(0.5, 1.06)
+    )
     sns.despine(figure)
     figure.tight_layout()
     return figure
@@ -239,7 +257,9 @@ def needed_and_needless(
     rows = select_accuracy(probes, pairs, protocols=[protocol])
     rows = rows[(rows.weights == "trained") & (rows.design == design.name) & ~rows.bos]
     answers = behaviour[
-        (behaviour.weights == "trained") & (behaviour.design == design.name) & behaviour.target.isin(design.needed)
+        (behaviour.weights == "trained")
+        & (behaviour.design == design.name)
+        & behaviour.target.isin(design.needed)
     ]
     return pd.concat([at_best_layer(probes, rows), answers[~answers.bos]], ignore_index=True)
 
@@ -249,12 +269,18 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
     theme()
     positions = [position for position in rows.position.unique() if position != "none"]
     steps = ordered_revisions(rows)
-    figure, axes = plt.subplots(1, len(positions), figsize=(4.4 * len(positions), 3.3), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(positions), figsize=(4.4 * len(positions), 3.3), sharey=True, squeeze=False
+    )
     primary = "^".join(name for name in design.factors if name in design.primary)
     answers = rows[rows.position == "none"]
     for axis, position in zip(axes[0], positions, strict=True):
         for target in dict.fromkeys(rows[rows.position == position].target):
-            line = rows[(rows.target == target) & (rows.position == position)].set_index("revision").reindex(steps)
+            line = (
+                rows[(rows.target == target) & (rows.position == position)]
+                .set_index("revision")
+                .reindex(steps)
+            )
             needed = target in design.needed
             colour, marker = (GREEN, "o") if needed else (VERMILION, "s") if target == primary else (SKY, "^")
             kind = "needed" if needed else "needless, pre-registered" if target == primary else "needless"
@@ -266,11 +292,19 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
                 markersize=4,
                 label=f"probe of {label(target, design.aliases)} ({kind})",
             )
-            axis.fill_between(range(len(steps)), line.lower, line.upper, color=colour, alpha=0.15, linewidth=0)
+            axis.fill_between(
+                range(len(steps)), line.lower, line.upper, color=colour, alpha=0.15, linewidth=0
+            )
         for target in dict.fromkeys(answers.target):
             line = answers[answers.target == target].set_index("revision").reindex(steps)
             name = design.aliases.get(target, target)
-            axis.plot(range(len(steps)), line.estimate, color=BLACK, linestyle="--", label=f"the model's own answer to {name}")
+            axis.plot(
+                range(len(steps)),
+                line.estimate,
+                color=BLACK,
+                linestyle="--",
+                label=f"the model's own answer to {name}",
+            )
         accuracy_axis(axis, f"read at: {position.replace('_', ' ')}", xor=True)
         revision_axis(axis, steps)
         axis.set_xlabel("training step")
@@ -294,7 +328,9 @@ def layer_name(layer: int) -> str:
     return "embedding" if layer == 0 else f"after block {layer}"
 
 
-def panels(count: int, *, sharex: bool = False, sharey: bool = True, height: float = 2.1) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, *, sharex: bool = False, sharey: bool = True, height: float = 2.1
+) -> tuple[Figure, list[Axes]]:
     """A grid of at least `count` axes, PANELS_PER_ROW wide; those left over hold the legend."""
     columns = min(PANELS_PER_ROW, count)
     lines = -(-count // columns)
@@ -323,7 +359,15 @@ def revision_axis(axis: Axes, steps: Sequence[str]) -> None:
     axis.set_xticks(shown, [steps[index].removeprefix("step") for index in shown])
 
 
-def finish(figure: Figure, axes: list[Axes], *, used: int, x: str = "training step", y: str = "", legend_title: str = "") -> None:
+def finish(
+    figure: Figure,
+    axes: list[Axes],
+    *,
+    used: int,
+    x: str = "training step",
+    y: str = "",
+    legend_title: str = "",
+) -> None:
     """Legend in the first empty cell of the grid, common axis labels, no box."""
     handles: dict[str, object] = {}
     for axis in axes[:used]:
@@ -331,7 +375,9 @@ def finish(figure: Figure, axes: list[Axes], *, used: int, x: str = "training st
             handles.setdefault(name, handle)
     for axis in axes[used:]:
         axis.set_axis_off()
-    axes[used].legend(handles.values(), handles.keys(), title=legend_title or None, loc="center", frameon=False)
+    axes[used].legend(
+        handles.values(), handles.keys(), title=legend_title or None, loc="center", frameon=False
+    )
     figure.supxlabel(x, fontsize=9)
     if y:
         figure.supylabel(y, fontsize=9)

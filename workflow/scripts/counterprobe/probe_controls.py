@@ -30,7 +30,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterprobe import designs, label_controls, probe_grid, probes, progress, splits, statistics, tables
+from counterprobe import (
+    designs,
+    label_controls,
+    linear_probes,
+    probe_grid,
+    progress,
+    splits,
+    statistics,
+    tables,
+)
 from counterprobe.activations import Store
 from counterprobe.designs import Design
 from counterprobe.probe_grid import REFERENCE, HeldOut, Resampling
@@ -79,7 +88,9 @@ def measure(
             both = probe_grid.cross_validate(
                 torch.cat([tokens, features], dim=1), labels, folds, settings["penalties"], REFERENCE
             )
-            rows += _paired(both.bits - of_tokens.bits, resampling, list(targets), {**here, "score": "bits_beyond_tokens"})
+            rows += _paired(
+                both.bits - of_tokens.bits, resampling, list(targets), {**here, "score": "bits_beyond_tokens"}
+            )
     return tables.frame(rows)
 
 
@@ -88,27 +99,30 @@ def dichotomy_pool(
 ) -> tuple[Bool[np.ndarray, "n P"], dict[str, np.ndarray]]:
     """Labels of every dichotomy that some target is held against, and which columns belong to which target.
 
-    A labelling and its negation are one dichotomy: a probe reads both equally well. Targets with fewer than two
-    dichotomies (a design of two factors has none) have no entry.
+    A labelling and its negation are one dichotomy: a probe reads both equally well. Targets that have too few (a
+    design of two factors has none) have no entry, and the log says so.
     """
     names = list(design.factors)
     cells = designs.cells(design)
     pool: dict[bytes, np.ndarray] = {}
     members = {}
     for target in targets:
-        forbidden = sorted({*names, *design.needed, target})
+        forbidden = label_controls.forbidden_parities(design, target)
         rng = np.random.default_rng([settings["seed"], 1])
         try:
             drawn = label_controls.dichotomies(names, forbidden, settings["dichotomies"], rng)
         except UserError as reason:
             progress.logger("controls").warning("%s: no dichotomies for %s: %s", design.name, target, reason)
             continue
-        drawn = np.where(drawn[:, :1], ~drawn, drawn)
         keys = sorted({row.tobytes() for row in drawn})
         pool |= {row.tobytes(): row for row in drawn}
         members[target] = keys
     order = {key: column for column, key in enumerate(sorted(pool))}
-    labels = np.stack([pool[key][cells] for key in sorted(pool)], axis=1) if pool else np.zeros((len(cells), 0), bool)
+    labels = (
+        np.stack([pool[key][cells] for key in sorted(pool)], axis=1)
+        if pool
+        else np.zeros((len(cells), 0), bool)
+    )
     return labels, {target: np.array([order[key] for key in keys]) for target, keys in members.items()}
 
 
@@ -134,7 +148,9 @@ def _dichotomies(
         fit = probe_grid.fit_probe(
             features[fold.train], repeated[fold.train], REFERENCE, np.repeat(penalties, labels.shape[1])
         )
-        correct = probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
+        correct = (
+            linear_probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
+        )
         correct = correct.reshape(len(fold.test), len(penalties), labels.shape[1])
         for column, target in enumerate(targets):
             if target in members:
@@ -144,7 +160,9 @@ def _dichotomies(
     note = f"{min(len(m) for m in members.values())} or more dichotomies, each up to its sign"
     row = {**site, "control": "dichotomy", "note": note}
     yield from _paired(mean, resampling, targets, {**row, "score": "accuracy", "level": 0.5}, only=shown)
-    yield from _paired(real.correct - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown)
+    yield from _paired(
+        real.correct - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown
+    )
 
 
 def _shuffled(
@@ -166,8 +184,10 @@ def _shuffled(
     y = torch.as_tensor(shuffled, device=features.device)
     mean = np.full(labels.shape, np.nan)
     for index, fold in enumerate(folds):
-        fit = probe_grid.fit_probe(features[fold.train], y[fold.train], REFERENCE, np.tile(real.penalties[index], repeats))
-        correct = probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
+        fit = probe_grid.fit_probe(
+            features[fold.train], y[fold.train], REFERENCE, np.tile(real.penalties[index], repeats)
+        )
+        correct = linear_probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
         mean[fold.test] = correct.reshape(len(fold.test), repeats, n_labels).mean(axis=1)
     row = {**site, "control": "shuffled", "score": "accuracy", "level": 0.5}
     yield from _paired(mean, resampling, list(designs.targets(design)), row)
@@ -183,7 +203,8 @@ def _control_tasks(
     rng = np.random.default_rng([settings["seed"], 3])
     for factor in design.carriers:
         drawn = np.stack(
-            [label_controls.control_task(design, factor, rng) for _ in range(settings["control_tasks"])], axis=1
+            [label_controls.control_task(design, factor, rng) for _ in range(settings["control_tasks"])],
+            axis=1,
         )
         held_out = probe_grid.cross_validate(features, drawn, folds, settings["penalties"], REFERENCE)
         accuracy = np.nanmean(held_out.correct, axis=0)
@@ -246,7 +267,9 @@ def _less_the_effect(design: Design, target: str) -> probe_grid.Prepare:
     """
     sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), dtype=torch.float32)
 
-    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def prepare(
+        train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
         def less(part: Tensor, rows: np.ndarray) -> Tensor:
             s = sign[rows].to(part.device)[:, None]
             return part - s * (s * part).mean(dim=0)
@@ -260,9 +283,13 @@ def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
     """Erase the target's own factors by LEACE, fitted on the training part only."""
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+    concepts = torch.as_tensor(
+        np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64
+    )
 
-    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def prepare(
+        train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
         # float64: the eraser inverts a covariance, and the null it promises is exact only as far as that is.
         eraser = LeaceEraser.fit(train.double(), concepts[train_rows].to(train.device))
         return eraser(train.double()).float(), eraser(test.double()).float()
@@ -274,7 +301,9 @@ def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -
     """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², on all texts."""
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+    concepts = torch.as_tensor(
+        np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64
+    )
     sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), device=features.device)
     x = features.double()
     erased = LeaceEraser.fit(x, concepts.to(x.device))(x)

@@ -10,7 +10,7 @@ Scores, per target (level = the value without any information):
     accuracy (.5), balanced_accuracy (.5), auroc (.5)   a logit of |z| < 1e-5 is a tie and counts one half
     bits (0)          1 − held-out log-loss in bits: what the probe tells of the label; it has no ceiling at perfect
                       accuracy and falls below 0 where the probe is confidently wrong
-    cell_01, ... (.5) accuracy on the texts of one cell of the target's own factors (design order, 1 = True)
+    cell_01, ... (.5) accuracy on the texts of one cell of a factor, or of the two factors of a pair (design order)
     worst_cell (.5)   the lowest of these: its lower end is above .5 only for what goes beyond an OR
     margin (0)        mean signed distance y(w·x + b)/‖w‖ from the boundary, in units of the activations
     inner_bits        bits on the inner folds: what layers are chosen by, never reported as a result
@@ -31,9 +31,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterprobe import designs, probes, progress, splits, statistics, tables
+from counterprobe import designs, linear_probes, progress, splits, statistics, tables
 from counterprobe.activations import Store
 from counterprobe.designs import Design
+from counterprobe.linear_probes import LinearProbe
 from counterprobe.revisions import step_of
 from counterprobe.splits import Fold, NotTestable
 from counterprobe.statistics import Interval
@@ -79,7 +80,9 @@ class Resampling:
     confidence: float
 
 
-def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str) -> Grid:
+def train(
+    store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
+) -> Grid:
     """Probe every site (position, BOS, layer) of every unit of a store, for every target and protocol.
 
     spec: `probes`, `statistics` and `design.protocols`. `cell` names model, revision, weights and design and goes into
@@ -93,7 +96,9 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
     rows: list[dict[str, Any]] = []
     directions = {}
     for (embeddings, seed), (position, bos, layer) in progress.bar(list(sites(store)), label="probes"):
-        features = torch.tensor(np.asarray(store.matrix(position, bos, layer, embeddings, seed)), dtype=torch.float32)
+        features = torch.tensor(
+            np.asarray(store.matrix(position, bos, layer, embeddings, seed)), dtype=torch.float32
+        )
         site = {
             **tables.NOT_APPLICABLE,
             **cell,
@@ -107,10 +112,17 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
         rows += contrast_rows(features.numpy(), design, spec["statistics"], site)
         features = features.to(device)
         for protocol, folds in protocols.items():
-            for kind in settings["kinds"]:
+            # Items alone held out is there beside the reference probe's own protocol, not for every family of probes.
+            kinds = settings["kinds"] if protocol == next(iter(protocols)) else [REFERENCE]
+            for kind in kinds:
                 held_out = hold_out(features, labels, design, protocol, folds, settings, kind)
                 rows += score_rows(
-                    held_out, design, labels, list(targets), resampling, {**site, "protocol": protocol, "probe": kind}
+                    held_out,
+                    design,
+                    labels,
+                    list(targets),
+                    resampling,
+                    {**site, "protocol": protocol, "probe": kind},
                 )
                 if kind == REFERENCE and protocol == next(iter(protocols)):
                     name = f"{embeddings}.seed{seed}.{position}.{'bos' if bos else 'nobos'}.layer_{layer:02d}"
@@ -136,11 +148,20 @@ def testable(
             yield protocol, ()
             continue
         try:
-            yield protocol, splits.folds(
-                design, protocol, settings["inner_folds"], n_folds=settings["outer_folds"], seed=settings["seed"]
+            yield (
+                protocol,
+                splits.folds(
+                    design,
+                    protocol,
+                    settings["inner_folds"],
+                    n_folds=settings["outer_folds"],
+                    seed=settings["seed"],
+                ),
             )
         except NotTestable as reason:
-            progress.logger("probes").warning("%s: protocol %s is left out: %s", design.name, protocol, reason)
+            progress.logger("probes").warning(
+                "%s: protocol %s is left out: %s", design.name, protocol, reason
+            )
 
 
 def hold_out(
@@ -200,9 +221,12 @@ def published(
     penalties = settings["penalties"]
     for column in range(labels.shape[1]):
         repeats = [
-            splits.published_split(design, column, settings["seed"] + repeat) for repeat in range(PUBLISHED_SPLITS)
+            splits.published_split(design, column, settings["seed"] + repeat)
+            for repeat in range(PUBLISHED_SPLITS)
         ]
-        columns.append(cross_validate(features, labels[:, [column]], repeats, [penalties[len(penalties) // 2]], kind))
+        columns.append(
+            cross_validate(features, labels[:, [column]], repeats, [penalties[len(penalties) // 2]], kind)
+        )
     stacked = {
         field.name: np.concatenate([getattr(column, field.name) for column in columns], axis=-1)
         for field in fields(HeldOut)
@@ -226,21 +250,23 @@ def inner_bits(
     for train_rows, valid_rows in fold.inner:
         train_part, valid_part = _parts(features, train_rows, valid_rows, prepare)
         fit = fit_probe(train_part, labels[train_rows].repeat(1, len(penalties)), REFERENCE, grid)
-        scored = probes.score_texts(fit, valid_part, labels[valid_rows].repeat(1, len(penalties)))
+        scored = linear_probes.score_texts(fit, valid_part, labels[valid_rows].repeat(1, len(penalties)))
         total += scored.bits.mean(dim=0).cpu().numpy()
     return (total / len(fold.inner)).reshape(len(penalties), n_labels)
 
 
 def fit_probe(
     features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"], kind: str, penalties: Float[np.ndarray, " K"]
-) -> "probes.LinearProbe":
+) -> LinearProbe:
     """One probe a column, as directions and intercepts in the space of the raw activations."""
     if kind == REFERENCE:
-        return probes.logistic(features, labels, torch.as_tensor(penalties))
-    return {"mass_mean": probes.mass_mean, "lda": probes.lda}[kind](features, labels)
+        return linear_probes.logistic(features, labels, torch.as_tensor(penalties))
+    return {"mass_mean": linear_probes.mass_mean, "lda": linear_probes.lda}[kind](features, labels)
 
 
-def refit(features: Float[Tensor, "n d"], labels: Bool[np.ndarray, "n K"], held_out: HeldOut) -> Float[Tensor, "d K"]:
+def refit(
+    features: Float[Tensor, "n d"], labels: Bool[np.ndarray, "n K"], held_out: HeldOut
+) -> Float[Tensor, "d K"]:
     """The reference probe of every target on all texts, at the penalty the folds chose most cautiously (their maximum)."""
     y = torch.as_tensor(labels, device=features.device)
     return fit_probe(features, y, REFERENCE, held_out.penalties.max(axis=0)).directions
@@ -258,8 +284,7 @@ def resample(design: Design, targets: Sequence[str], settings: Mapping[str, Any]
         weights = statistics.two_way_weights(
             items, carriers, settings["resamples"], np.random.default_rng([seed, index]), design.strata
         )
-        ways = [items] if carriers is None else list(carriers.T)
-        groups.append((np.array(columns), weights, min(len(np.unique(way)) for way in ways)))
+        groups.append((np.array(columns), weights, statistics.fewest_units(items, carriers)))
     return Resampling(tuple(groups), settings["confidence"])
 
 
@@ -271,7 +296,7 @@ def score_rows(
     resampling: Resampling,
     site: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """One row per target and score. The reference probe has all scores, the others accuracy and AUROC only."""
+    """One row per target and score. The reference probe has all scores, others and published splits accuracy only."""
     full = site["probe"] == REFERENCE and site["protocol"] != PUBLISHED
     for columns, weights, units in resampling.groups:
         tested = ~np.isnan(held_out.correct[:, columns]).all(axis=1)
@@ -279,23 +304,27 @@ def score_rows(
         common = {"confidence": resampling.confidence, "units": units}
         correct, truth = held_out.correct[tested][:, columns], labels[tested][:, columns]
         named = {"accuracy": (0.5, statistics.bootstrap(correct, weights, **common))}
-        if site["protocol"] != PUBLISHED:
-            decisions, fold = held_out.decision[tested][:, columns], held_out.fold[tested]
-            named["auroc"] = (0.5, statistics.auroc_bootstrap(decisions, truth, weights, **common, folds=fold))
         if full:
             inner = held_out.inner_bits[columns]
+            decisions, fold = held_out.decision[tested][:, columns], held_out.fold[tested]
             named |= {
+                "auroc": (0.5, statistics.auroc_bootstrap(decisions, truth, weights, **common, folds=fold)),
                 "balanced_accuracy": (0.5, statistics.balanced_bootstrap(correct, truth, weights, **common)),
                 "bits": (0.0, statistics.bootstrap(held_out.bits[tested][:, columns], weights, **common)),
                 "margin": (0.0, statistics.bootstrap(held_out.margin[tested][:, columns], weights, **common)),
-                "inner_bits": (0.0, Interval(inner, np.full_like(inner, np.nan), np.full_like(inner, np.nan))),
+                "inner_bits": (
+                    0.0,
+                    Interval(inner, np.full_like(inner, np.nan), np.full_like(inner, np.nan)),
+                ),
             }
         for place, column in enumerate(columns):
             row = {**site, "target": targets[column], "n_texts": int(tested.sum()), "n_groups": units}
             for score, (level, interval) in named.items():
                 yield {**row, "score": score, "level": level, **_ends(interval, place)}
-            if full:
-                yield from cell_rows(correct[:, [place]], design, targets[column], tested, weights, common, row)
+            if full and targets[column].count("^") <= 1:
+                yield from cell_rows(
+                    correct[:, [place]], design, targets[column], tested, weights, common, row
+                )
 
 
 def cell_rows(
@@ -316,7 +345,12 @@ def cell_rows(
         interval = statistics.bootstrap(correct[here], weights[:, here], **common)
         name = "".join(str(cell >> i & 1) for i in range(len(factors)))
         yield {**row, "score": f"cell_{name}", "level": 0.5, **_ends(interval)}
-    yield {**row, "score": "worst_cell", "level": 0.5, **_ends(statistics.worst_cell(correct, cells, weights, **common))}
+    yield {
+        **row,
+        "score": "worst_cell",
+        "level": 0.5,
+        **_ends(statistics.worst_cell(correct, cells, weights, **common)),
+    }
 
 
 def contrast_rows(
@@ -338,7 +372,12 @@ def contrast_rows(
             row = {**row, "protocol": "carriers", "n_groups": len(np.unique(design.carriers[worst]))}
             yield {**row, "score": "p_carriers", "estimate": tests.p_carriers[worst][index]}
             if worst in tests.norm_carriers:
-                yield {**row, "score": "interaction", "level": 0.0, **_ends(tests.norm_carriers[worst], index)}
+                yield {
+                    **row,
+                    "score": "interaction",
+                    "level": 0.0,
+                    **_ends(tests.norm_carriers[worst], index),
+                }
 
 
 def _parts(
@@ -349,7 +388,11 @@ def _parts(
 
 
 def _ends(interval: Interval, place: int = 0) -> dict[str, float]:
-    return {"estimate": interval.estimate[place], "lower": interval.lower[place], "upper": interval.upper[place]}
+    return {
+        "estimate": interval.estimate[place],
+        "lower": interval.lower[place],
+        "upper": interval.upper[place],
+    }
 
 
 class _Collector:
@@ -364,11 +407,11 @@ class _Collector:
         self,
         index: int,
         rows: Int[np.ndarray, " m"],
-        fit: "probes.LinearProbe",
+        fit: LinearProbe,
         features: Float[Tensor, "m d"],
         labels: Bool[Tensor, "m K"],
     ) -> None:
-        scored = probes.score_texts(fit, features, labels)
+        scored = linear_probes.score_texts(fit, features, labels)
         for name, total in self.sums.items():
             total[rows] += getattr(scored, name).double().cpu().numpy()
         self.count[rows] += 1
@@ -376,5 +419,8 @@ class _Collector:
 
     def held_out(self, inner: Float[np.ndarray, " K"], penalties: Float[np.ndarray, "F K"]) -> HeldOut:
         with np.errstate(invalid="ignore"):
-            means = {name: total / np.where(self.count > 0, self.count, np.nan) for name, total in self.sums.items()}
+            means = {
+                name: total / np.where(self.count > 0, self.count, np.nan)
+                for name, total in self.sums.items()
+            }
         return HeldOut(**means, fold=self.fold, inner_bits=inner, penalties=penalties)

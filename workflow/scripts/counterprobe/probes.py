@@ -1,28 +1,33 @@
-"""Linear probes: all label columns that share one activation matrix, solved together; decision values and scores.
+"""Linear probes: all labels that share one activation matrix, solved together; logits and scores of texts.
 
-Logistic regression, the reference probe. For each column k of labels (y = ±1), with its own penalty λ_k and,
-optionally, its own weight for each row (0 drops the row: several folds can share one batch),
+Logistic regression, the reference probe. For each column k of labels (y = ±1), with a penalty λ_k of its own
+and, if wanted, a weight of its own for every row (0 drops the row: several folds can share one batch),
 
-    minimise over w, b    Σ_i ω_ik log(1 + exp(−y_ik (w·x_i + b))) / Σ_i ω_ik  +  λ_k/2 ‖w‖²      (b is free)
+    minimise over w, b    Σ_i ω_ik log(1 + exp(−y_ik (w·x_i + b))) / Σ_i ω_ik  +  λ_k/2 ‖w‖²     (b is free)
 
 which is scikit-learn's LogisticRegression with C = 1/(n λ). How it is solved:
 
-- In the eigenbasis of the centred Gram matrix, XᵀX/n = V diag(s) Vᵀ, the Hessian is close to a·diag(s) + λ_k,
-  0 < a ≤ 1/4, for every column and every penalty: ONE eigendecomposition preconditions all of them. At w = 0 and
-  balanced classes a = 1/4 is exact and the first step is Newton's; later a = √(c/4), c the mean of p(1−p) over rows,
-  halfway (in logarithm) between that bound (Böhning & Lindsay 1988, doi:10.1007/BF00049423) and the mean curvature.
-- L-BFGS on all columns at once (Nocedal & Wright, Numerical Optimization, algorithm 7.4), that diagonal as H₀. Each
-  iteration is two matrix products with a [d, K] block. The margins X w + b are kept, so the line search (Newton on a
-  convex function of one variable, kept inside a bracket) needs none.
-- A column stops when its gradient, in the norm of H₀, is `tol` of what it was at w = 0: the relative error of the
-  coefficients is then between 1 and 4 times tol, more where a weak penalty meets separable labels. Its result is
-  fixed there and the column leaves the batch, so that it does not depend on which others are slow.
+- In the eigenbasis of the centred Gram matrix, XᵀX/n = V diag(s) Vᵀ, the Hessian is close to a·diag(s) + λ_k
+  with 0 < a ≤ 1/4, for every column and every penalty: ONE eigendecomposition preconditions them all. With
+  balanced classes a = 1/4 is exact at w = 0, so that the first step is Newton's; later a = √(c/4), c the mean
+  of p(1 − p), half way between that bound (Böhning and Lindsay 1988, doi:10.1007/BF00049423) and the mean
+  curvature.
+- L-BFGS on all columns at once (Nocedal and Wright, Numerical Optimization, algorithm 7.4), that diagonal as
+  H₀. An iteration is two matrix products with a [d, K] block. The margins X w + b are kept, so the line
+  search (Newton on a convex function of one variable, inside a bracket) needs none.
+- A column stops when its gradient, in the norm of H₀, is `tol` times what it was at w = 0. The relative error
+  of its coefficients is then 1 to 10 times tol, up to 100 times where a weak penalty (1e-5) meets separable
+  labels. Its result is fixed there and the column leaves the batch, so it does not depend on which others are
+  slow.
 
-Products run in the dtype of `features`; Gram matrix, eigenvectors and returned coefficients are float64.
+Products run in the dtype of the features; coefficients are returned in float64.
 
-Pitfalls: standardise on the training rows first (`standardise`), since the penalty is not invariant to scale.
-Margins of a probe are in units of the features it was fitted on; `Standardisation.raw` undoes that. With 2 BLAS
-threads on a busy machine the products can be ten times slower than with one.
+Closed forms: the difference of the class means, and Fisher's discriminant with one factorisation for all
+columns.
+
+Pitfalls: the penalty is not invariant to scale, so `solve` wants features standardised on the training rows;
+margins are distances only in raw units. `logistic` sees to both. On a busy machine two BLAS threads can be
+ten times slower than one.
 """
 
 import math
@@ -35,39 +40,47 @@ from torch import Tensor
 
 from counterprobe.progress import UserError
 
-# Correction pairs of L-BFGS: 3 cost easy columns a third more iterations, 10 save none.
+# A logit nearer to 0 than this is no answer: at the optimum of an additive representation the weights of an
+# XOR are 0 up to rounding.
+TIE = 1e-5
+# Share of the mean variance of a feature that `lda` adds to the covariance: enough for an inverse where there
+# are fewer texts than dimensions, too little to matter elsewhere.
+LDA_RIDGE = 1e-4
+# Correction pairs of L-BFGS: 4 cost easy columns up to a tenth more iterations, 20 save hardly any.
 HISTORY = 6
-# The line search ends when the slope along the direction has fallen to this share of what it was at the start.
-SLOPE_LEFT = 0.3
-# Converged columns leave when they are this share of the batch: leaving copies the state of those that stay.
-LEAVING_SHARE = 0.1
-# Floats in one [K, n] array of the solver's state; five such arrays should stay in the last-level cache of a CPU.
-STATE_FLOATS = {"cpu": 2**21, "cuda": 2**27}
-ROWS_AT_ONCE = 8192
+# The line search ends when the slope has fallen to this share of what it was at the start.
+SLOPE_LEFT = 0.5
 # Newton needs one or two trials; halving a bracket that starts far off needs more.
 MAX_TRIALS = 30
-# A logit nearer to 0 than this is rounding noise: the text counts as half right.
-TIE = 1e-5
+# Converged columns leave when they are more than this share of the batch: it costs a copy of those that stay.
+LEAVING_SHARE = 0.1
+# Columns are solved in blocks: so many floats in each [K, n] array (there are six), at least so many columns.
+BLOCK_FLOATS = {"cpu": 2**21, "cuda": 2**27}
+BLOCK_COLUMNS = 64
+# Largest over smallest variance of the features for which a float32 Gram matrix is good enough.
+WELL_SCALED = 1e3
+# Rows converted to float64 at a time.
+ROWS_AT_ONCE = 8192
 
 
-# --- standardising ----------------------------------------------------------------------------------------------
+# --- standardising -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Standardisation:
     """x ↦ (x − mean) / scale, fitted on training rows; a constant column has scale 1 and becomes 0."""
 
-    mean: Float[Tensor, "d"]
-    scale: Float[Tensor, "d"]
+    mean: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
 
     def apply(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Same dtype and device as `features`; the difference is taken in float64, means may dwarf deviations."""
+        """Same dtype and device as `features`; in float64 on the way, since means may dwarf deviations."""
         return ((features.double() - self.mean) / self.scale).to(features.dtype)
 
     def raw(
-        self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, "K"]
-    ) -> tuple[Float[Tensor, "d K"], Float[Tensor, "K"]]:
-        """The same probe as a function of the features before standardisation."""
+        self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, " K"]
+    ) -> tuple[Float[Tensor, "d K"], Float[Tensor, " K"]]:
+        """The same probe as a function of the features before standardisation (float64)."""
         raw = coefficients.double() / self.scale[:, None]
         return raw, intercepts.double() - self.mean @ raw
 
@@ -75,69 +88,53 @@ class Standardisation:
 def standardise(train: Float[Tensor, "n d"]) -> Standardisation:
     """Mean and population standard deviation of each column, in float64.
 
-    A column is constant if it varies by no more than the rounding of its own mean: dividing by that would blow noise
-    up to unit variance.
+    A column that varies by no more than the rounding of its own mean counts as constant: dividing by that
+    would blow noise up to unit variance.
     """
-    mean, variance = _moments(train)
-    scale = variance.sqrt()
+    mean = train.mean(0, dtype=torch.float64)
+    squares = sum(((rows.double() - mean) ** 2).sum(0) for rows in train.split(ROWS_AT_ONCE))
+    scale = (squares / len(train)).sqrt()
     constant = scale <= 4 * torch.finfo(train.dtype).eps * mean.abs()
-    return Standardisation(mean, torch.where(constant, torch.ones_like(scale), scale))
+    return Standardisation(mean, torch.where(constant, 1.0, scale))
 
 
-def _moments(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
-    mean = features.mean(0, dtype=torch.float64)
-    squares = sum(((rows.double() - mean) ** 2).sum(0) for rows in features.split(ROWS_AT_ONCE))
-    return mean, squares / len(features)
-
-
-# --- logistic regression ----------------------------------------------------------------------------------------
+# --- logistic regression -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Probes in the units of the features they were fitted on: logit = x·coefficients + intercepts (float64).
+    """logit = x·coefficients + intercepts, x in the units of the features that were fitted; float64.
 
-    `gradient_norm` is the Euclidean norm of the objective's gradient in (w, b) at the solution returned.
+    `gradient_norm` is the Euclidean norm of the gradient of the objective in (w, b) at the solution.
     """
 
     coefficients: Float[Tensor, "d K"]
-    intercepts: Float[Tensor, "K"]
-    gradient_norm: Float[Tensor, "K"]
-    iterations: Int[Tensor, "K"]
-    converged: Bool[Tensor, "K"]
-
-
-@dataclass(frozen=True)
-class _Eigenbasis:
-    """Centred features rotated so that their Gram matrix is diagonal, and a column of ones for the intercept."""
-
-    rotated: Float[Tensor, "n r+1"]
-    mean: Float[Tensor, "d"]
-    vectors: Float[Tensor, "d r"]
-    spectrum: Float[Tensor, "r+1"]
-    negligible: Bool[Tensor, "r+1"]
+    intercepts: Float[Tensor, " K"]
+    gradient_norm: Float[Tensor, " K"]
+    iterations: Int[Tensor, " K"]
+    converged: Bool[Tensor, " K"]
 
 
 def solve(
     features: Float[Tensor, "n d"],
     labels: Bool[Tensor, "n K"],
-    penalty: Float[Tensor, "K"] | float,
+    penalty: Float[Tensor, " K"] | float,
     *,
-    tol: float = 1e-5,
+    tol: float = 1e-4,
     max_iterations: int = 200,
     weights: Float[Tensor, "n K"] | Bool[Tensor, "n K"] | None = None,
     start: LogisticFit | None = None,
     names: Sequence[str] | None = None,
 ) -> LogisticFit:
-    """L2 logistic regression of every column of labels on one activation matrix (objective: module docstring).
+    """L2 logistic regression of every column of labels on one matrix of features (objective: see above).
 
-    `tol` is relative to the gradient at w = 0. float32 features carry about six digits: a smaller tol than 1e-6
-    needs float64 ones. `weights` are relative within a column; False or 0 drops the row, exactly as if it were not
-    there. `start` is a fit to begin from (another penalty, another revision). `names` name the columns in errors.
-    A column that has not converged after `max_iterations` says so in `converged`; that is for the caller to judge.
+    `tol` is relative to the gradient at w = 0; below 1e-6 it needs float64 features. `weights` are relative
+    within a column; 0 or False drops the row as if it were not there. `start` is a fit to begin from (another
+    penalty, an earlier revision). `names` name the columns in errors. A column that has not converged after
+    `max_iterations` says so in `converged`: whether that matters is for the caller to judge.
 
-    UserError: a non-finite feature, a column with one class, a negative penalty, negative weights; penalty 0 where
-    the classes are separable, for then there is no minimum.
+    UserError: a feature that is not finite, a column with one class, a negative penalty or weight, and
+    penalty 0 where the classes are separable, for then there is no minimum.
     """
     n, n_columns = labels.shape
     penalty = torch.as_tensor(penalty, dtype=features.dtype, device=features.device).expand(n_columns)
@@ -145,7 +142,7 @@ def solve(
         weights = weights.to(features.dtype)
     _check(features, labels, penalty, weights, names)
     basis = _eigenbasis(features)
-    block = max(1, STATE_FLOATS["cuda" if features.is_cuda else "cpu"] // n)
+    block = max(BLOCK_COLUMNS, BLOCK_FLOATS[features.device.type] // n)
     parts = [
         _descend(
             basis,
@@ -162,9 +159,9 @@ def solve(
     iterations, converged = (torch.cat([part[i] for part in parts]) for i in (2, 3))
     unbounded = (penalty == 0) & ~converged
     if unbounded.any():
-        name = _name(int(unbounded.nonzero()[0]), names)
         raise UserError(
-            f"{name}: no minimum found with penalty 0 (the classes are separable, or nearly so); use a penalty > 0"
+            f"{_name(int(unbounded.nonzero()[0]), names)}: no minimum found with penalty 0, the classes are "
+            "separable or nearly so; use a penalty > 0"
         )
     coefficients = basis.vectors @ solution[:, :-1].T
     # The solver's intercept belongs to centred features, and so does its gradient.
@@ -181,184 +178,226 @@ def _name(column: int, names: Sequence[str] | None) -> str:
 def _check(
     features: Tensor, labels: Tensor, penalty: Tensor, weights: Tensor | None, names: Sequence[str] | None
 ) -> None:
-    if not torch.isfinite(features).all():
+    # NaN and infinities survive into the extremes, which cost one pass instead of four.
+    if not torch.isfinite(torch.stack(features.aminmax())).all():
         row, column = (~torch.isfinite(features)).nonzero()[0].tolist()
-        raise UserError(f"features: row {row}, column {column} is {features[row, column]}; probes need finite numbers")
-    if not (torch.isfinite(penalty) & (penalty >= 0)).all():
-        column = int((~(torch.isfinite(penalty) & (penalty >= 0))).nonzero()[0])
-        raise UserError(f"{_name(column, names)}: penalty {float(penalty[column])} is not a finite number ≥ 0")
+        value = float(features[row, column])
+        raise UserError(f"features, row {row}, column {column}: {value}; probes need finite numbers")
+    valid = torch.isfinite(penalty) & (penalty >= 0)
+    if not valid.all():
+        column = int((~valid).nonzero()[0])
+        raise UserError(f"{_name(column, names)}: penalty {float(penalty[column])}; it must be a number ≥ 0")
     if weights is None:
-        positives, total = labels.sum(0), torch.full_like(penalty, len(labels))
-    else:
-        if not (torch.isfinite(weights) & (weights >= 0)).all():
-            row, column = (~(torch.isfinite(weights) & (weights >= 0))).nonzero()[0].tolist()
-            raise UserError(f"{_name(column, names)}: the weight of row {row} is {float(weights[row, column])}, not ≥ 0")
-        positives, total = (labels & (weights > 0)).sum(0), (weights > 0).sum(0)
+        _refuse_one_class(labels.sum(0), torch.full_like(penalty, len(labels)), names)
+        return
+    valid = torch.isfinite(weights) & (weights >= 0)
+    if not valid.all():
+        row, column = (~valid).nonzero()[0].tolist()
+        value = float(weights[row, column])
+        raise UserError(f"{_name(column, names)}: row {row} has the weight {value}; it must be a number ≥ 0")
+    _refuse_one_class((labels & (weights > 0)).sum(0), (weights > 0).sum(0), names)
+
+
+def _refuse_one_class(positives: Int[Tensor, " K"], total: Tensor, names: Sequence[str] | None) -> None:
     one_class = (positives == 0) | (positives == total)
     if one_class.any():
         column = int(one_class.nonzero()[0])
         raise UserError(
-            f"{_name(column, names)}: all {int(total[column])} training rows have one class "
-            f"({bool(positives[column] > 0)}); a probe needs both"
+            f"{_name(column, names)}: all {int(total[column])} training rows are "
+            f"{bool(positives[column] > 0)}; a probe needs both classes"
         )
+
+
+@dataclass(frozen=True)
+class _Eigenbasis:
+    """Centred features, rotated to make their Gram matrix diagonal; the last column is ones (intercept)."""
+
+    rotated: Float[Tensor, "n size"]
+    spectrum: Float[Tensor, " size"]
+    negligible: Bool[Tensor, " size"]
+    mean: Float[Tensor, " d"]
+    vectors: Float[Tensor, "d rank"]
 
 
 def _eigenbasis(features: Float[Tensor, "n d"]) -> _Eigenbasis:
     n, d = features.shape
     mean = features.mean(0, dtype=torch.float64).to(features.dtype)
     centred = features - mean
-    to_features = None
+    span = None
     if n < d:
-        # The rows span at most n dimensions and w stays in their span: solve there, the eigenproblem costs n³.
-        to_features, triangle = torch.linalg.qr(centred.T)
+        # w stays in the span of the rows: there the eigenproblem costs n³, not d³.
+        span, triangle = torch.linalg.qr(centred.T)
         centred = triangle.T
-    gram = sum(rows.T @ rows for rows in (part.double() for part in centred.split(ROWS_AT_ONCE))) / n
-    spectrum, vectors = torch.linalg.eigh(gram)
-    spectrum = spectrum.clamp(min=0)
-    rotated = torch.empty(n, len(spectrum) + 1, dtype=features.dtype, device=features.device)
-    torch.mm(centred, vectors.to(features.dtype), out=rotated[:, :-1])
+    power = centred.square().sum(0)
+    # In float32 the rounding of the largest eigenvalue hides the directions of ill-scaled features: up to 50
+    # times the iterations. For standardised ones float64 changes nothing and is a tenth of the time of a fit.
+    ill_scaled = bool(power.any()) and bool(power.max() > WELL_SCALED * power[power > 0].min())
+    precision = torch.float64 if ill_scaled else features.dtype
+    gram = sum(rows.T @ rows for rows in (part.to(precision) for part in centred.split(ROWS_AT_ONCE)))
+    vectors = torch.linalg.eigh(gram)[1].to(features.dtype)
+    rotated = centred @ torch.nn.functional.pad(vectors, (0, 1))
     rotated[:, -1] = 1
-    one = torch.ones(1, dtype=torch.float64, device=features.device)
-    spectrum = torch.cat([spectrum, one])
+    # What the products will see, rather than the eigenvalues, which the rounding of `rotated` has changed.
+    spectrum = rotated.square().sum(0)
     return _Eigenbasis(
         rotated=rotated,
+        spectrum=spectrum,
+        negligible=spectrum <= (32 * torch.finfo(features.dtype).eps) ** 2 * spectrum[:-1].max(),
         mean=mean.double(),
-        vectors=vectors if to_features is None else to_features.double() @ vectors,
-        spectrum=spectrum.to(features.dtype),
-        negligible=spectrum <= max((32 * torch.finfo(features.dtype).eps) ** 2, 1e-14) * spectrum[:-1].max(),
+        vectors=vectors.double() if span is None else span.double() @ vectors.double(),
     )
 
 
 class _Batch:
-    """The columns still being solved, one row each: a column's margins are contiguous, so sums over texts and the
-    removal of columns are cheap.
+    """The columns still being solved, one ROW each: the margins of a column are contiguous, which makes sums
+    over texts and the removal of columns cheap.
 
-    u are coefficients and intercept in the eigenbasis, margins = u·rotatedᵀ, p = σ(margins), residual = ω(p − y).
+    u are coefficients and intercept in the eigenbasis, margins = u·rotatedᵀ, p = σ(margins) and
+    residual = ω(p − y). The objective is n times that of the module docstring, which spares a factor in every
+    sum; weights sum to n.
     """
 
-    def __init__(self, basis: _Eigenbasis, labels: Tensor, penalty: Tensor, weights: Tensor | None) -> None:
+    def __init__(
+        self,
+        basis: _Eigenbasis,
+        labels: Bool[Tensor, "n K"],
+        penalty: Float[Tensor, " K"],
+        weights: Float[Tensor, "n K"] | None,
+    ) -> None:
+        n, size = basis.rotated.shape
         self.basis = basis
         self.y = labels.T.to(penalty.dtype).contiguous()
-        # One factor serves the plain mean and the weighted one, whose weights sum to 1.
-        self.weights, self.share = None, 1 / len(labels)
-        if weights is not None:
-            self.weights, self.share = (weights / weights.sum(0)).T.contiguous(), 1.0
-        is_coefficient = torch.arange(len(basis.spectrum), device=penalty.device) < len(basis.spectrum) - 1
-        self.ridge = penalty[:, None] * is_coefficient
-        self.p, self.residual, self.scratch = (torch.empty_like(self.y) for _ in range(3))
-        self.one = penalty.new_ones(1)
-        self.history: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.weights = None if weights is None else (weights * (n / weights.sum(0))).T.contiguous()
+        self.ridge = n * penalty[:, None] * (torch.arange(size, device=penalty.device) < size - 1)
+        frozen = basis.negligible & (self.ridge == 0)
+        self.frozen = frozen if frozen.any() else None
+        self.p, self.residual, self.along, self.scratch = (torch.empty_like(self.y) for _ in range(4))
+        self.history: list[tuple[Tensor, Tensor]] = []
         self.u = torch.zeros_like(self.ridge)
-        self.u[:, -1] = torch.logit(self._mean(self.y))
+        self.u[:, -1] = torch.logit((self.y if self.weights is None else self.y * self.weights).mean(1))
         self.margins = self.u[:, -1:].expand_as(self.y).contiguous()
-        self.predict()
-        self.differentiate()
+        self._predict()
+        self._differentiate()
 
-    def move_to(self, coefficients: Tensor, intercepts: Tensor) -> None:
+    def move_to(self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, " K"]) -> None:
         self.u[:, :-1] = (self.basis.vectors.T @ coefficients.double()).T
         self.u[:, -1] = intercepts.double() + self.basis.mean @ coefficients.double()
         torch.mm(self.u, self.basis.rotated.T, out=self.margins)
-        self.predict()
-        self.differentiate()
+        self._predict()
+        self._differentiate()
 
-    def keep(self, columns: Int[Tensor, "kept"]) -> None:
-        for name in ("y", "ridge", "u", "margins", "p", "gradient", "scaling", "distance"):
-            setattr(self, name, getattr(self, name)[columns])
-        if self.weights is not None:
-            self.weights = self.weights[columns]
-        self.residual, self.scratch = self.residual[: len(columns)], self.scratch[: len(columns)]
-        self.history = [tuple(part[columns] for part in pair) for pair in self.history]
+    def keep(self, columns: Int[Tensor, " kept"]) -> None:
+        for name in (
+            "y",
+            "weights",
+            "ridge",
+            "frozen",
+            "u",
+            "margins",
+            "p",
+            "gradient",
+            "scaling",
+            "distance",
+        ):
+            if (values := getattr(self, name)) is not None:
+                setattr(self, name, values.index_select(0, columns))
+        for name in ("residual", "along", "scratch"):
+            setattr(self, name, getattr(self, name)[: len(columns)])
+        self.history = [
+            (step.index_select(0, columns), change.index_select(0, columns)) for step, change in self.history
+        ]
 
-    def predict(self) -> None:
+    def separated(self) -> Bool[Tensor, " K"]:
+        """Columns whose boundary has every row of positive weight on its right side."""
+        right = torch.where(self.y > 0.5, self.margins, -self.margins) > 0
+        return (right if self.weights is None else right | (self.weights == 0)).all(1)
+
+    def step(self, idle: Bool[Tensor, " K"]) -> None:
+        """One iteration of L-BFGS for all columns; idle ones come along, but nothing waits for them."""
+        direction = self._direction()
+        slope = torch.linalg.vecdot(self.gradient, direction)
+        if not (slope < 0).all():
+            # Rounding can spoil the products with the history when hardly any gradient is left.
+            direction = torch.where((slope < 0)[:, None], direction, -self.scaling * self.gradient)
+            slope = torch.linalg.vecdot(self.gradient, direction)
+        step = direction.mul_(self._search(direction, slope, idle)[:, None])
+        self.u += step
+        previous = self.gradient
+        self._differentiate()
+        change = self.gradient - previous
+        # The update does not depend on the length of a pair (s, y): with s·y = 1 no factor is left in its
+        # loops, and a pair without curvature, which rounding can make, gets length 0.
+        product = torch.linalg.vecdot(step, change)
+        length = torch.where(product > 0, product.rsqrt(), 0)[:, None]
+        self.history = [*self.history[-(HISTORY - 1) :], (step.mul_(length), change.mul_(length))]
+
+    def _predict(self) -> None:
         torch.sigmoid(self.margins, out=self.p)
         torch.sub(self.p, self.y, out=self.residual)
         if self.weights is not None:
             self.residual.mul_(self.weights)
 
-    def differentiate(self) -> None:
-        """Gradient, the diagonal that approximates the inverse Hessian, and the gradient's norm in it."""
-        self.gradient = torch.addmm(self.ridge * self.u, self.residual, self.basis.rotated, alpha=self.share)
-        curvature = (self._curvature(self.one.expand_as(self.p)) / 4).sqrt()
-        diagonal = (curvature * self.basis.spectrum).add_(self.ridge)
+    def _differentiate(self) -> None:
+        """Gradient, the diagonal that stands for the inverse Hessian, and the norm of the gradient in it."""
+        self.gradient = torch.addmm(self.ridge * self.u, self.residual, self.basis.rotated)
+        mean_curvature = self._curvature() / len(self.basis.rotated)
+        diagonal = torch.addcmul(self.ridge, (mean_curvature / 4).sqrt_()[:, None], self.basis.spectrum)
         self.scaling = diagonal.reciprocal_()
-        if self.basis.negligible.any():
-            self.scaling.masked_fill_(self.basis.negligible & (self.ridge == 0), 0)
-        self.distance = (self.gradient.square() * self.scaling).sum(1).sqrt()
+        if self.frozen is not None:
+            self.scaling.masked_fill_(self.frozen, 0)
+        self.distance = torch.linalg.vecdot(self.gradient.square(), self.scaling).sqrt_()
 
-    def separated(self) -> Bool[Tensor, "K"]:
-        right_side = (self.margins > 0) == (self.y > 0.5)
-        if self.weights is not None:
-            right_side |= self.weights == 0
-        return right_side.all(1)
-
-    def step(self, idle: Bool[Tensor, "K"]) -> None:
-        """One iteration of L-BFGS for all columns; idle ones come along but nothing waits for them."""
-        direction = self._direction()
-        slope = (self.gradient * direction).sum(1, keepdim=True)
-        if not (slope < 0).all():
-            # Rounding can spoil a product with the history when hardly any gradient is left.
-            direction = torch.where(slope < 0, direction, -self.scaling * self.gradient)
-            slope = (self.gradient * direction).sum(1, keepdim=True)
-        length = self._search(direction, slope, idle[:, None])
-        step = direction.mul_(length)
-        self.u += step
-        previous = self.gradient
-        self.differentiate()
-        change = self.gradient - previous
-        product = (step * change).sum(1, keepdim=True)
-        inverse = torch.where(product > 0, 1 / product, 0)
-        self.history = [*self.history[-(HISTORY - 1) :], (step, change, inverse)]
-
-    def _mean(self, values: Tensor) -> Tensor:
-        return (values if self.weights is None else values * self.weights).sum(1) * self.share
-
-    def _curvature(self, along: Float[Tensor, "K n"]) -> Float[Tensor, "K 1"]:
-        """Mean of p(1 − p) along² over texts."""
-        torch.ops.aten.sigmoid_backward.grad_input(along, self.p, grad_input=self.scratch)
+    def _curvature(self, along: Float[Tensor, "K n"] | None = None) -> Float[Tensor, " K"]:
+        """Sum of ω p(1 − p) along² over rows; along = 1 if not given."""
+        # g ↦ g p(1 − p) in one pass over memory; written out it takes three.
+        first = self.p.new_ones(1).expand_as(self.p) if along is None else along
+        torch.ops.aten.sigmoid_backward.grad_input(first, self.p, grad_input=self.scratch)
         if self.weights is not None:
             self.scratch.mul_(self.weights)
-        return self.scratch.mul_(along).sum(1, keepdim=True).mul_(self.share)
+        return (self.scratch if along is None else self.scratch.mul_(along)).sum(1)
 
-    def _direction(self) -> Float[Tensor, "K r+1"]:
+    def _direction(self) -> Float[Tensor, "K size"]:
         direction = self.gradient.neg()
         shares = []
-        for step, change, inverse in reversed(self.history):
-            share = (step * direction).sum(1, keepdim=True).mul_(inverse)
+        for step, change in reversed(self.history):
+            share = torch.linalg.vecdot(step, direction)[:, None]
             direction.addcmul_(share, change, value=-1)
             shares.append(share)
         direction.mul_(self.scaling)
-        for (step, change, inverse), share in zip(self.history, reversed(shares), strict=True):
-            share.addcmul_((change * direction).sum(1, keepdim=True), inverse, value=-1)
-            direction.addcmul_(share, step)
+        for step, change in self.history:
+            direction.addcmul_(shares.pop() - torch.linalg.vecdot(change, direction)[:, None], step)
         return direction
 
     def _search(
-        self, direction: Float[Tensor, "K r+1"], slope: Float[Tensor, "K 1"], idle: Bool[Tensor, "K 1"]
-    ) -> Float[Tensor, "K 1"]:
-        """How far to go: Newton's method on each column's convex function of one variable, kept inside a bracket.
+        self, direction: Float[Tensor, "K size"], slope: Float[Tensor, " K"], idle: Bool[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """How far to go: Newton's method on each column's convex function of one variable, inside a bracket.
 
         Moves margins, p and residual along.
         """
-        along = torch.mm(direction, self.basis.rotated.T)
+        along = torch.mm(direction, self.basis.rotated.T, out=self.along)
         ridged = self.ridge * direction
-        ridge_slope = (ridged * self.u).sum(1, keepdim=True)
-        ridge_curvature = (ridged * direction).sum(1, keepdim=True)
+        ridge_slope = torch.linalg.vecdot(ridged, self.u)
+        ridge_curvature = torch.linalg.vecdot(ridged, direction)
+        allowed = slope.abs().mul_(SLOPE_LEFT).masked_fill_(idle, math.inf)
         length = -slope / (self._curvature(along) + ridge_curvature)
-        self.margins.addcmul_(length, along)
-        low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
+        self.margins.addcmul_(length[:, None], along)
+        low = high = None
         for _ in range(MAX_TRIALS):
-            self.predict()
-            torch.mul(self.residual, along, out=self.scratch)
-            here = self.scratch.sum(1, keepdim=True).mul_(self.share) + ridge_slope + length * ridge_curvature
-            unfinished = (here.abs() > SLOPE_LEFT * slope.abs()) & ~idle
+            self._predict()
+            here = torch.mul(self.residual, along, out=self.scratch).sum(1).add_(ridge_slope)
+            here.addcmul_(length, ridge_curvature)
+            unfinished = here.abs() > allowed
             if not unfinished.any():
                 break
+            if low is None:
+                low, high = torch.zeros_like(length), torch.full_like(length, math.inf)
             low, high = torch.where(here < 0, length, low), torch.where(here > 0, length, high)
             proposal = length - here / (self._curvature(along) + ridge_curvature)
             middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
             proposal = torch.where((proposal > low) & (proposal < high), proposal, middle)
             change = torch.where(unfinished, proposal - length, 0)
-            self.margins.addcmul_(change, along)
+            self.margins.addcmul_(change[:, None], along)
             length += change
         return length
 
@@ -366,16 +405,17 @@ class _Batch:
 def _descend(
     basis: _Eigenbasis,
     labels: Bool[Tensor, "n K"],
-    penalty: Float[Tensor, "K"],
+    penalty: Float[Tensor, " K"],
     weights: Float[Tensor, "n K"] | None,
-    start: tuple[Float[Tensor, "d K"], Float[Tensor, "K"]] | None,
+    start: tuple[Float[Tensor, "d K"], Float[Tensor, " K"]] | None,
     tol: float,
     max_iterations: int,
-) -> tuple[Float[Tensor, "K r+1"], Float[Tensor, "K r+1"], Int[Tensor, "K"], Bool[Tensor, "K"]]:
+) -> tuple[Float[Tensor, "K size"], Float[Tensor, "K size"], Int[Tensor, " K"], Bool[Tensor, " K"]]:
     """Solutions and gradients in the eigenbasis, iterations, converged."""
+    n = len(labels)
     batch = _Batch(basis, labels, penalty, weights)
-    # Below the second bound the objective is within 1e-13 (float32) of its minimum: nothing is left to gain.
-    goal = (tol * batch.distance).clamp(min=4 * torch.finfo(penalty.dtype).eps)
+    # Below the second bound the objective is within 1e-12 (float32) of its minimum: nothing is left to gain.
+    goal = (tol * batch.distance).clamp(min=4 * torch.finfo(penalty.dtype).eps * math.sqrt(n))
     if start is not None:
         batch.move_to(*start)
     solution, gradient = torch.empty_like(batch.u), torch.empty_like(batch.u)
@@ -385,21 +425,159 @@ def _descend(
     idle, unpenalised = torch.zeros_like(converged), penalty == 0
     for iteration in range(max_iterations + 1):
         arrived = batch.distance <= goal
-        stop = (arrived | (unpenalised & batch.separated())) if unpenalised.any() else arrived
-        if iteration == max_iterations:
-            stop = torch.ones_like(stop)
-        stop = stop & ~idle
+        stop = ~idle
+        if iteration < max_iterations:
+            stop &= arrived | (unpenalised & batch.separated()) if unpenalised.any() else arrived
         if stop.any():
-            leaving = active[stop]
-            solution[leaving], gradient[leaving] = batch.u[stop], batch.gradient[stop]
-            iterations[leaving], converged[leaving] = iteration, arrived[stop] 
+            which = stop.nonzero()[:, 0]
+            leaving = active[which]
+            solution[leaving], gradient[leaving] = batch.u[which], batch.gradient[which]
+            iterations[leaving], converged[leaving] = iteration, arrived[which]
             idle = idle | stop
-        n_idle = int(idle.sum())
-        if n_idle == len(idle):
-            break
-        if n_idle > LEAVING_SHARE * len(idle):
-            stay = (~idle).nonzero()[:, 0]
-            batch.keep(stay)
-            active, goal, idle, unpenalised = active[stay], goal[stay], idle[stay], unpenalised[stay]
+            n_idle = int(idle.sum())
+            if n_idle == len(idle):
+                break
+            if n_idle > LEAVING_SHARE * len(idle):
+                stay = (~idle).nonzero()[:, 0]
+                batch.keep(stay)
+                active, goal, idle, unpenalised = active[stay], goal[stay], idle[stay], unpenalised[stay]
         batch.step(idle)
-    return solution, gradient, iterations, converged
+    return solution, gradient / n, iterations, converged
+
+
+# --- probes of raw activations -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """logit = x·directions + intercepts, x in raw activation units, one column a label; float64."""
+
+    directions: Float[Tensor, "d K"]
+    intercepts: Float[Tensor, " K"]
+
+
+def logistic(
+    features: Float[Tensor, "n d"],
+    labels: Bool[Tensor, "n K"],
+    penalty: Float[Tensor, " K"] | float,
+    *,
+    names: Sequence[str] | None = None,
+) -> LinearProbe:
+    """The reference probe: `solve` on features standardised by these rows, in raw units."""
+    standardisation = standardise(features)
+    fit = solve(standardisation.apply(features), labels, penalty, names=names)
+    return LinearProbe(*standardisation.raw(fit.coefficients, fit.intercepts))
+
+
+def mass_mean(
+    features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"], *, names: Sequence[str] | None = None
+) -> LinearProbe:
+    """μ₁ − μ₀, boundary through the midpoint of the means (Marks and Tegmark 2024, arXiv:2310.06824, sec. 5).
+
+    Its logits are no log-odds. UserError where a column has one class.
+    """
+    difference, midpoint, _ = _class_means(features, labels, names)
+    return LinearProbe(difference, -(midpoint * difference).sum(0))
+
+
+def lda(
+    features: Float[Tensor, "n d"],
+    labels: Bool[Tensor, "n K"],
+    *,
+    ridge: float = LDA_RIDGE,
+    names: Sequence[str] | None = None,
+) -> LinearProbe:
+    """Fisher's discriminant (Σ + ρI)⁻¹(μ₁ − μ₀), boundary through the midpoint of the means.
+
+    Σ is the pooled within-class covariance (divided by n), ρ = `ridge` × the mean total variance of a feature,
+    the same for all columns. With δ = μ₁ − μ₀ and π the share of class 1, the total covariance is
+    T = Σ + π(1 − π)δδᵀ, so by Sherman and Morrison (1950) the direction is v / (1 − π(1 − π) δ·v) with
+    v = (T + ρI)⁻¹δ: ONE Cholesky factor of T + ρI serves every column, permuted labels included. float64.
+
+    UserError where a column has one class, where ρ = 0 and the features are collinear.
+    """
+    difference, midpoint, positive = _class_means(features, labels, names)
+    n, d = features.shape
+    mean = features.mean(0, dtype=torch.float64)
+    centred = (rows.double() - mean for rows in features.split(ROWS_AT_ONCE))
+    total = sum(rows.T @ rows for rows in centred) / n
+    largest = total.diagonal().max()
+    total.diagonal().add_(ridge * total.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(total)
+    # Rounding alone can carry a singular matrix through; its pivots show it.
+    if failed or factor.diagonal().min() ** 2 <= d * torch.finfo(torch.float64).eps * largest:
+        raise UserError(f"lda: the covariance of {d} features over {n} texts is singular; use a ridge > 0")
+    solved = torch.cholesky_solve(difference, factor)
+    directions = solved / (1 - positive * (1 - positive) * (difference * solved).sum(0))
+    return LinearProbe(directions, -(midpoint * directions).sum(0))
+
+
+def _class_means(
+    features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"], names: Sequence[str] | None
+) -> tuple[Float[Tensor, "d K"], Float[Tensor, "d K"], Float[Tensor, " K"]]:
+    """μ₁ − μ₀, (μ₁ + μ₀)/2 and the share of class 1, float64."""
+    count = labels.sum(0)
+    _refuse_one_class(count, torch.full_like(count, len(labels)), names)
+    pairs = zip(features.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True)
+    sums = sum(rows.double().T @ columns.double() for rows, columns in pairs)
+    positive = sums / count
+    negative = (features.sum(0, dtype=torch.float64)[:, None] - sums) / (len(labels) - count)
+    return positive - negative, (positive + negative) / 2, count / len(labels)
+
+
+# --- scores ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What a probe says of each text, to be averaged over whatever texts a number is about; float64.
+
+    decision  the logit w·x + b
+    correct   1 or 0; ½ where |logit| < 1e-5
+    bits      1 − log-loss in bits: 0 for a coin, at most 1, no floor; means something for log-odds only
+    margin    y(w·x + b)/‖w‖, the signed distance from the boundary in activation units; 0 where w = 0
+    """
+
+    decision: Float[Tensor, "n K"]
+    correct: Float[Tensor, "n K"]
+    bits: Float[Tensor, "n K"]
+    margin: Float[Tensor, "n K"]
+
+
+def score_texts(
+    probe: LinearProbe, features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"]
+) -> TextScores:
+    """Score raw features of held-out texts against their labels."""
+    decision = torch.addmm(probe.intercepts, features.double(), probe.directions)
+    signed = torch.where(labels, decision, -decision)
+    correct = torch.where(signed.abs() < TIE, 0.5, (signed > 0).double())
+    bits = 1 - torch.nn.functional.softplus(-signed) / math.log(2)
+    length = probe.directions.norm(dim=0)
+    return TextScores(decision, correct, bits, torch.where(length > 0, signed / length, 0.0))
+
+
+def balanced_accuracy(correct: Float[Tensor, "n K"], labels: Bool[Tensor, "n K"]) -> Float[Tensor, " K"]:
+    """Mean of the accuracies of the two classes; NaN where a column has one class."""
+    positive = labels.double()
+    n_positive = positive.sum(0)
+    right_positive = (correct * positive).sum(0)
+    right_negative = correct.sum(0) - right_positive
+    return (right_positive / n_positive + right_negative / (len(labels) - n_positive)) / 2
+
+
+def auroc(decisions: Float[Tensor, "n K"], labels: Bool[Tensor, "n K"]) -> Float[Tensor, " K"]:
+    """P(logit of a positive > of a negative) + ½ P(equal), by mid-ranks; NaN where a column has one class."""
+    values, order = decisions.sort(0)
+    n = len(values)
+    ranks = torch.arange(1, n + 1, device=values.device)[:, None].expand_as(values)
+    starts = torch.ones_like(values, dtype=torch.bool)
+    starts[1:] = values[1:] != values[:-1]
+    ends = torch.ones_like(starts)
+    ends[:-1] = starts[1:]
+    # A run of equal logits shares the mean of its first rank (the latest start) and its last (the next end).
+    first = torch.where(starts, ranks, 0).cummax(0).values
+    last = torch.where(ends, ranks, n + 1).flip(0).cummin(0).values.flip(0)
+    positive = labels.gather(0, order)
+    n_positive = positive.sum(0).double()
+    rank_sum = ((first + last) * positive).sum(0) / 2
+    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))

@@ -1,7 +1,7 @@
 """What a user sees while the workflow runs: errors of one line, log records, progress bars.
 
-Nothing here can change a number, which is why no code digest follows this module (see `spec.code_digest`): editing
-the wording of a message reruns no job. Keep it so, and put nothing here that a result depends on.
+Nothing here can change a number, which is why no code digest follows this module (see `spec.code_digest`):
+editing the wording of a message reruns no job. Keep it so, and put nothing here that a result depends on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ SECONDS_BETWEEN_LINES = 10.0
 class UserError(ValueError):
     """Something the user can put right: one line that says what is wrong, where, and what to do.
 
-    `runtime.job` prints it without a traceback; everything else that is raised is a bug of ours and keeps its own.
+    `runtime.job` prints it without a traceback; everything else that is raised is a bug of ours and keeps its
+    own.
     """
 
 
@@ -31,7 +32,7 @@ def logger(name: str) -> logging.Logger:
 
 
 def bar(iterable: Iterable[Item], total: int | None = None, label: str = "") -> Iterator[Item]:
-    """Yield every item, showing how far the loop is: a tqdm bar on a terminal, a log line now and then elsewhere."""
+    """Yield every item and show how far the loop is: a bar on a terminal, else a log line now and then."""
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     if sys.stderr.isatty():
@@ -50,7 +51,8 @@ def bar(iterable: Iterable[Item], total: int | None = None, label: str = "") -> 
 
 
 def terse(workflow_logger: logging.Logger) -> None:
-    """Take out of a workflow's log what comes once or twice a job and says nothing that our own line does not.
+    """Take out of a workflow's log what comes once or twice a job and says nothing that our own line does
+    not.
 
     Left are the job's line (see `runtime.job`), "3 of 87 steps (3%) done", and every warning and error.
     """

@@ -4,13 +4,13 @@
         grid = probes.train_grid(activations.open_store(job.input.activations), job.spec, device=job.device)
         job.write_table(grid.scores)
 
-Threads: weights and singular values differ in their last bits between one thread and two, so torch and BLAS get the
-number that the rule DECLARES in `resources: declared_threads=2` (1 where it declares none), never `snakemake.threads`,
-which `--cores 1` scales down. Tables are then byte-identical for any `--cores` on one machine and device.
-Device: a rule that asks for a card (`resources: gpu=1`) runs on it, under a lease that no other job of this machine
-holds, because Snakemake counts cards and never says which. Any other rule runs on the CPU.
-Network: off for huggingface_hub, except in `job(snakemake, online=True)`.
-Errors: a UserError becomes one line and exit status 1; anything else leaves its traceback in the log.
+Threads: weights and singular values differ in their last bits between one thread and two, so torch and BLAS
+get the number that the rule DECLARES in `resources: declared_threads=2` (1 where it declares none), never
+`snakemake.threads`, which `--cores 1` scales down. Tables are then byte-identical for any `--cores` on one
+machine and device. Device: a rule that asks for a card (`resources: gpu=1`) runs on it, under a lease that no
+other job of this machine holds, because Snakemake counts cards and never says which. Any other rule runs on
+the CPU. Network: off for huggingface_hub, except in `job(snakemake, online=True)`. Errors: a UserError
+becomes one line and exit status 1; anything else leaves its traceback in the log.
 
 Pitfall: call `job` before any tensor work, and import torch (through the library) before calling it.
 """
@@ -50,7 +50,17 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 # Packages that can change a number; a manifest records those that the job has imported.
-RECORDED = ("numpy", "pandas", "safetensors", "scikit-learn", "scipy", "tokenizers", "torch", "transformer_lens", "transformers")
+RECORDED = (
+    "numpy",
+    "pandas",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformer_lens",
+    "transformers",
+)
 
 
 class Job:
@@ -71,7 +81,7 @@ class Job:
 
     @property
     def device(self) -> str:
-        """`cuda` for a rule that asks for a card, else `cpu`. Raises UserError where torch cannot use the card."""
+        """`cuda` for a rule that asks for a card, else `cpu`. Raises UserError where torch cannot use it."""
         if not self._cards:
             return "cpu"
         import torch
@@ -79,11 +89,13 @@ class Job:
         configure_torch(self.threads)
         if torch.version.cuda is None:
             raise UserError(
-                f"device: cuda, but torch {torch.__version__} is a CPU build; install the CUDA build (see the README) "
-                "or set device: cpu"
+                f"device: cuda, but torch {torch.__version__} is a CPU build; install the CUDA build "
+                "(see the README) or set device: cpu"
             )
         if not torch.cuda.is_available():
-            raise UserError("device: cuda, but torch finds no usable card here; run nvidia-smi, or set device: cpu")
+            raise UserError(
+                "device: cuda, but torch finds no usable card here; run nvidia-smi, or set device: cpu"
+            )
         return "cuda"
 
     def write_table(self, table: pd.DataFrame, name: str | None = None) -> None:
@@ -111,17 +123,19 @@ class Job:
 
     @contextlib.contextmanager
     def writing(self, name: str | None = None, suffix: str = "") -> Iterator[Path]:
-        """A temporary path that becomes the output when the block ends well; for functions that take a path."""
+        """A temporary path that becomes the output when the block ends well, for what takes a path."""
         with manifest.atomic(self._target(name, suffix)) as temporary:
             yield temporary
 
     def manifest(self, folder: str | Path, content: Mapping[str, Any] | None = None) -> None:
         """Write `folder`/manifest.json, the last act of a job whose output is a folder.
 
-        `content` is what the script knows; spec, code, digests of the inputs, size and hash of every file in the
-        folder, versions, device and threads are added. `content["files"]` stands where it is given.
+        `content` is what the script knows; spec, code, digests of the inputs, size and hash of every file in
+        the folder, versions, device and threads are added. `content["files"]` stands where it is given.
         """
-        self.write_manifest(Path(folder) / manifest.NAME, {"files": manifest.describe_files(folder), **(content or {})})
+        self.write_manifest(
+            Path(folder) / manifest.NAME, {"files": manifest.describe_files(folder), **(content or {})}
+        )
 
     def write_manifest(self, path: str | Path, content: Mapping[str, Any]) -> None:
         """`manifest` for an artefact whose files lie elsewhere, such as in a cache."""
@@ -164,15 +178,19 @@ class Job:
             return Path(getattr(self.output, name))
         fitting = [str(path) for path in self.output if str(path).endswith(suffix)]
         if len(fitting) != 1:
-            raise LookupError(f"rule {self.rule} has {len(fitting)} outputs ending in {suffix!r}; name the one you mean")
+            raise LookupError(
+                f"rule {self.rule} has {len(fitting)} outputs ending in {suffix!r}; name the one you mean"
+            )
         return Path(fitting[0])
 
 
 @contextlib.contextmanager
 def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
-    """Run a script's work: set up log, threads, device and network; turn errors into one line and exit status 1.
+    """Run a script's work: set up log, threads, device and network; turn errors into one line and exit status
+    1.
 
-    Everything that is printed or logged goes to the rule's log file; the terminal gets one line for the whole job.
+    Everything that is printed or logged goes to the rule's log file; the terminal gets one line for the whole
+    job.
     """
     log = _log_path(snakemake)
     terminal = sys.stderr
@@ -180,7 +198,9 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_everything_into(stack.enter_context(open(log, "w", encoding="utf-8", buffering=1))))
+            stack.enter_context(
+                _everything_into(stack.enter_context(open(log, "w", encoding="utf-8", buffering=1)))
+            )
         try:
             task = Job(snakemake, log)
             stack.enter_context(_threads(task.threads))
@@ -192,7 +212,9 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
             yield task
         except Exception as error:
             line = _one_line(error, log)
-            print(line if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)
+            print(
+                line if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True
+            )
             if log is not None:
                 print(f"{_title(snakemake)}: {line}", file=terminal, flush=True)
             raise SystemExit(1) from None
@@ -202,8 +224,9 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
 class GpuLease(contextlib.AbstractContextManager["GpuLease"]):
     """Cards of this machine that no other job has, shown to torch through CUDA_VISIBLE_DEVICES.
 
-    One lock file a card, held while the job lives; the system frees it even if the job is killed. Inside a SLURM job
-    the scheduler has already picked the cards, so none is leased. Must be entered before CUDA is initialised.
+    One lock file a card, held while the job lives; the system frees it even if the job is killed. Inside a
+    SLURM job the scheduler has already picked the cards, so none is leased. Must be entered before CUDA is
+    initialised.
     """
 
     def __init__(self, count: int, *, folder: Path | None = None, poll_seconds: float = 1.0) -> None:
@@ -219,7 +242,9 @@ class GpuLease(contextlib.AbstractContextManager["GpuLease"]):
             return self
         known = visible_cards()
         if len(known) < self.count:
-            raise UserError(f"device: cuda asks for {self.count} card(s), but {len(known)} can be seen; set device: cpu")
+            raise UserError(
+                f"device: cuda asks for {self.count} card(s), but {len(known)} can be seen; set device: cpu"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         log = progress.logger("runtime")
         waiting = False
@@ -275,7 +300,10 @@ def visible_cards() -> list[str]:
         return [card.strip() for card in allowed.split(",") if card.strip()]
     try:
         listing = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=True
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return []
@@ -376,7 +404,8 @@ def _one_line(error: Exception, log: Path | None) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in manifest.FULL:
-        return f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some and run again"
+        what = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{what}; free some and run again"
     if type(error).__name__ == "OutOfMemoryError":
         return "the card's memory is too small; lower activations.token_budget"
     first = (str(error).splitlines() or [""])[0]

@@ -1,26 +1,28 @@
 """What a job depends on, as two short strings: a slice of the configuration and a digest of the code.
 
-Snakemake reruns a job when its `params` change. Left alone it compares them as a set of nameless reprs (two swapped
-values go unnoticed), sees neither edits in imported modules nor configuration read inside a script, and takes 1 and 1.0
-for different (issue 2212 of snakemake/snakemake and `snakemake.persistence`). So every rule has exactly two params:
+Snakemake reruns a job when its `params` change. Left alone it compares them as a set of nameless reprs (two
+swapped values go unnoticed), sees neither edits in imported modules nor configuration read inside a script,
+and takes 1 and 1.0 for different (issue 2212 of snakemake/snakemake and `snakemake.persistence`). So every
+rule has exactly two params:
 
 - `slice_`, the canonical JSON of those parts of the configuration that the job reads, and of no others;
-- `code_digest`, one hash over the rule's script, every library module it reaches through imports, and its environment.
+- `code_digest`, one hash over the rule's script, every library module it reaches through imports, and its
+  environment.
 
 The keys of a slice are what a script reads from `job.spec`:
 
-    template                       in the slice
-    probes                         {"probes": config["probes"]}
-    activations.positions          {"activations": {"positions": ...}}        as in the configuration, nothing beside it
-    designs.{design}               {"design": config["designs"][name]}        a definition picked by a wildcard is found
-    models.{model}.training        {"model": {"training": ...}}               under the wildcard's name
+    template                    in the slice
+    probes                      {"probes": config["probes"]}
+    activations.positions       {"activations": {"positions": ...}}: as in the configuration, without its rest
+    designs.{design}            {"design": config["designs"][name]}: what a wildcard picks is found under the
+    models.{model}.training     {"model": {"training": ...}}         wildcard's name
     refs={"corpora": "designs.{design}.corpus"}
-                                   {"corpus": config["corpora"][name]}        the definition that a definition names,
-                                                                              under the name of the key that names it
+                                {"corpus": config["corpora"][name]}: what a definition names is found under
+                                                                     the key that names it
 
-Pitfall: imports are read from the source, so only static ones count. `importlib.import_module` or code in `__init__.py`
-would escape the digest; a test forbids both. `progress` is followed by no digest: it holds messages, never numbers.
-Stdlib only, for the Snakefile imports this module before any environment exists.
+Pitfall: imports are read from the source, so only static ones count. `importlib.import_module` or code in
+`__init__.py` would escape the digest; a test forbids both. `progress` is followed by no digest: it holds
+messages, never numbers. Stdlib only, for the Snakefile imports this module before any environment exists.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ UNTRACKED = frozenset({"progress"})
 def canonical(obj: Any) -> str:
     """One JSON text for everything that is equal: keys sorted, no spaces, 1.0 written as 1.
 
-    Raises TypeError for what JSON cannot hold (sets, paths, numpy scalars: Snakemake would silently not track them) and
-    ValueError for NaN and infinities.
+    Raises TypeError for what JSON cannot hold (sets, paths, numpy scalars: Snakemake would silently not track
+    them) and ValueError for NaN and infinities.
     """
     return json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -52,11 +54,13 @@ def digest(data: str | bytes) -> str:
 
 
 def code_digest(script: str | Path, library_dir: str | Path, env: str | Path | None = None) -> str:
-    """Digest of everything that a rule runs: its script or notebook, the library modules it reaches, its environment.
+    """Digest of everything that a rule runs: its script or notebook, the library modules it reaches, its
+    environment.
 
-    `library_dir` is the package's own folder. Of a notebook only the source of code cells counts. Of the environment
-    the YAML counts and, where there is one, the post-deploy script beside it. No path enters, so a moved or renamed
-    checkout has the same digests. Raises FileNotFoundError where the script, a module or `env` does not exist.
+    `library_dir` is the package's own folder. Of a notebook only the source of code cells counts. Of the
+    environment the YAML counts and, where there is one, the post-deploy script beside it. No path enters, so
+    a moved or renamed checkout has the same digests. Raises FileNotFoundError where the script, a module or
+    `env` does not exist.
     """
     library = Path(library_dir)
     script = Path(script)
@@ -86,9 +90,9 @@ def slice_(
 ) -> str:
     """Canonical JSON of the parts of `config` that `paths` name, keyed as the module's docstring says.
 
-    `wildcards` fill the templates (a Snakemake `wildcards` object will do). `refs` maps a section to the dotted path
-    that holds the NAME of one of its definitions; where that path is absent nothing is added. Raises KeyError with the
-    dotted path for a key that the configuration does not have.
+    `wildcards` fill the templates (a Snakemake `wildcards` object will do). `refs` maps a section to the
+    dotted path that holds the NAME of one of its definitions; where that path is absent nothing is added.
+    Raises KeyError with the dotted path for a key that the configuration does not have.
     """
     wildcards = dict(wildcards.items()) if wildcards is not None else {}
     result: dict[str, Any] = {}
@@ -173,12 +177,10 @@ def _unit(path: Path, library: Path) -> tuple[str, tuple[str, ...]]:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(path: str, library: str, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
-    """Keyed by time and size, so that planning thousands of jobs parses each file once and an edit is seen."""
+    """Keyed by time and size: planning thousands of jobs parses each file once, and an edit is seen."""
     data = Path(path).read_bytes()
     if path.endswith(".ipynb"):
-        cells = [
-            "".join(cell["source"]) for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"
-        ]
+        cells = ["".join(cell["source"]) for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"]
         # Magics (%matplotlib inline) are no Python; they import nothing of ours.
         source = "\n".join(
             line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))

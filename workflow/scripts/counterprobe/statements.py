@@ -243,7 +243,9 @@ def rax(name: str, design: Mapping[str, Any], world: World) -> Design:
     speaker_of_row = rng.permutation(np.arange(2 * len(items)) % 2 == 0)
     n_pairs = int(design.get("names", 1))
     if n_pairs > len(world.name_pairs):
-        raise UserError(f"design '{name}': {n_pairs} pairs of names, but its corpus has {len(world.name_pairs)}; lower names")
+        raise UserError(
+            f"design '{name}': {n_pairs} pairs of names, but its corpus has {len(world.name_pairs)}; lower names"
+        )
     pair_of_item = rng.permutation(np.arange(len(items)) % n_pairs)
 
     row = np.tile(np.arange(2 * len(items)), 2)

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
+from scipy import special
 
 from counterprobe import designs
 from counterprobe.designs import Design
@@ -53,7 +53,7 @@ from counterprobe.progress import UserError
 
 # 2^12 sign patterns: beyond it drawing them costs less than listing them.
 MOST_ENUMERATED = 12
-# Floats of one block of resamples × columns; 32 MB stay in reach of the cache and of a laptop.
+# Floats of one block of resamples × columns: 32 MB, whatever the number of columns.
 BLOCK = 1 << 23
 
 
@@ -206,22 +206,21 @@ def auroc_bootstrap(
         return_inverse=True,
     )
     w = weights[:, first].astype(np.float64)
-    member = np.zeros((len(scores), len(first)))
-    member[np.arange(len(scores)), unit_of] = 1
-    parts = [np.flatnonzero(folds == f) for f in np.unique(folds)] if folds is not None else [slice(None)]
+    parts = []
+    for rows in (
+        [np.flatnonzero(folds == f) for f in np.unique(folds)] if folds is not None else [slice(None)]
+    ):
+        here, local = np.unique(unit_of[rows], return_inverse=True)
+        parts.append((rows, np.ix_(here, here), np.eye(len(here))[local]))
     lower, upper = _percentiles(confidence, units)
     columns = []
     for score, label in zip(scores.T, labels.T, strict=True):
         wins, pairs = np.zeros((2, len(first), len(first)))
-        for part in parts:
-            s, positive, of = score[part], label[part], member[part]
-            order = np.argsort(s, kind="stable")
-            below = np.concatenate(
-                [np.zeros((1, len(first))), np.cumsum(of[order] * ~positive[order, None], axis=0)]
-            )
-            half = [np.searchsorted(s[order], s[positive], side) for side in ("left", "right")]
-            wins += of[positive].T @ ((below[half[0]] + below[half[1]]) / 2)
-            pairs += np.outer(of[positive].sum(axis=0), of[~positive].sum(axis=0))
+        for rows, block, member in parts:
+            s, positive = score[rows], label[rows]
+            won = 0.5 + 0.5 * np.sign(s[positive][:, None] - s[~positive])
+            wins[block] += member[positive].T @ won @ member[~positive]
+            pairs[block] += np.outer(member[positive].sum(axis=0), member[~positive].sum(axis=0))
         draws = _ratio(((w @ wins) * w).sum(axis=1), ((w @ pairs) * w).sum(axis=1))
         columns.append([wins.sum() / pairs.sum(), *_quantiles(draws[:, None], lower, upper)[:, 0]])
     table = np.array(columns).reshape(-1, 3)
@@ -243,6 +242,12 @@ def inference_units(
         if factor in design.carriers and len(np.unique(design.carriers[factor])) > 1
     ]
     return design.couples, np.stack(columns, axis=1) if columns else None
+
+
+def fewest_units(items: Int[np.ndarray, "n"], carriers: Int[np.ndarray, "n c"] | None) -> int:
+    """Units of the way with the fewest of those that `two_way_weights` draws: what an interval rests on."""
+    ways = [items] if carriers is None else list(carriers.T)
+    return min(len(np.unique(way)) for way in ways)
 
 
 def walsh_contrasts(
@@ -305,8 +310,7 @@ def interaction_norm(
     without = without / (pairs - 2 * sizes * (sizes.sum() - sizes))
     g = gram.shape[-1]
     error = np.sqrt((g - 1) / g * ((without - without.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1))
-    half = stats.t.ppf((1 + confidence) / 2, g - 1) * error
-    return Interval(estimate, estimate - half, estimate + half)
+    return _symmetric(estimate, special.stdtrit(g - 1, (1 + confidence) / 2) * error)
 
 
 def sign_flip_p(
@@ -371,7 +375,7 @@ def contrast_tests(
 ) -> ContrastTests:
     """Norm, interval and p-values of every target of a design at one site; see `ContrastTests`."""
     names = tuple(designs.targets(design))
-    d = walsh_contrasts(x, design)
+    d, note = walsh_contrasts(x, design), contrast_note(design)
     couple_of = np.zeros(len(design.item_names), np.int64)
     couple_of[design.items] = design.couples
     norm_carriers, p_carriers = {}, {}
@@ -380,11 +384,16 @@ def contrast_tests(
             continue
         inside = np.array([factor in name.split("^") for name in names])
         p_carriers[factor] = np.full(len(names), np.nan)
-        for t in np.flatnonzero(inside):
-            p_carriers[factor][t] = carrier_p(x, design, names[t], factor, n_draws, rng)
-        if _nested(design.items, units):
-            unit_of = np.zeros(len(design.item_names), np.int64)
-            unit_of[design.items] = units
+        nested = _nested(design.items, units)
+        unit_of = np.zeros(len(design.item_names), np.int64)
+        unit_of[design.items] = units
+        if nested and not note:
+            # Complete items within units: exchanging a unit's classes flips the contrasts of its items.
+            p_carriers[factor][inside] = sign_flip_p(d[inside], unit_of, n_draws, rng)
+        else:
+            for t in np.flatnonzero(inside):
+                p_carriers[factor][t] = carrier_p(x, design, names[t], factor, n_draws, rng)
+        if nested:
             norm = interaction_norm(d, unit_of, confidence)
             masked = [np.where(inside, end, np.nan) for end in (norm.estimate, norm.lower, norm.upper)]
             norm_carriers[factor] = Interval(*masked)
@@ -394,7 +403,7 @@ def contrast_tests(
         sign_flip_p(d, couple_of, n_draws, rng),
         norm_carriers,
         p_carriers,
-        contrast_note(design),
+        note,
     )
 
 
@@ -421,7 +430,7 @@ def minimal_detectable(
     if units < 2 or 2.0 ** (1 - units) > alpha:
         return float("inf")
     v = 4.0**order / texts_per_item * units / n_items
-    z_alpha, z_power = stats.norm.isf(alpha), stats.norm.ppf(power)
+    z_alpha, z_power = -special.ndtri(alpha), special.ndtri(power)
     null = np.sqrt(2 * d / (units * (units - 1))) * v
     square = z_alpha * null
     # A contraction: the standard deviation grows with the square root of what it is solved for.
@@ -441,8 +450,8 @@ def t_interval(samples: Float[np.ndarray, "k *K"], confidence: float = 0.95) -> 
             f"an interval over seeds needs at least 2 of them, not {k}; raise the number of seeds"
         )
     mean = np.mean(samples, axis=0, dtype=np.float64)
-    half = stats.t.ppf((1 + confidence) / 2, k - 1) * np.std(samples, axis=0, ddof=1) / np.sqrt(k)
-    return Interval(mean, mean - half, mean + half)
+    half = special.stdtrit(k - 1, (1 + confidence) / 2) * np.std(samples, axis=0, ddof=1) / np.sqrt(k)
+    return _symmetric(mean, half)
 
 
 def prediction_bound(samples: Float[np.ndarray, "k *K"], confidence: float = 0.95) -> Float[np.ndarray, "*K"]:
@@ -456,7 +465,7 @@ def prediction_bound(samples: Float[np.ndarray, "k *K"], confidence: float = 0.9
     if k < 2:
         raise UserError(f"a prediction bound needs at least 2 seeds, not {k}; raise controls.seeds")
     spread = np.std(samples, axis=0, ddof=1) * np.sqrt(1 + 1 / k)
-    return np.mean(samples, axis=0, dtype=np.float64) + stats.t.ppf(confidence, k - 1) * spread
+    return np.asarray(np.mean(samples, axis=0, dtype=np.float64) + special.stdtrit(k - 1, confidence) * spread)
 
 
 def holm(p: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
@@ -479,6 +488,11 @@ def equivalence(
     With a 95% interval this is two one-sided tests at 2.5% each (Schuirmann 1987).
     """
     return (np.asarray(lower) > level - margin) & (np.asarray(upper) < level + margin)
+
+
+def _symmetric(estimate: np.ndarray | np.floating, half: np.ndarray | np.floating) -> Interval:
+    # Means over the only axis are numpy scalars, which are no arrays.
+    return Interval(np.asarray(estimate), np.asarray(estimate - half), np.asarray(estimate + half))
 
 
 def _draws(
@@ -515,6 +529,7 @@ def _blocks(n_columns: int, n_resamples: int) -> list[slice]:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, NaN where the denominator is 0 (a resample without any such text)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)
 
@@ -522,7 +537,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def _percentiles(confidence: float, units: int | None) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     if units is not None:
-        tail = float(stats.norm.sf(stats.t.isf(tail, max(units - 1, 1))))
+        tail = float(special.ndtr(special.stdtrit(max(units - 1, 1), tail)))
     return tail, 1 - tail
 
 

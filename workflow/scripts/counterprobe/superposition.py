@@ -6,20 +6,22 @@
     redundancy    random residual networks over copied inputs                           (C14)
     geometry      learned and fixed directions of more features than dimensions         (C18)
 
-A criterion is a list of legs, each `yes`, `no` or `undecided` from an interval over networks; a claim is supported where
-every deciding leg is yes, contradicted where one is no, inconclusive otherwise. Legs that decide nothing are marked so.
+A criterion is a list of legs, each `yes`, `no` or `undecided` from an interval over networks; a claim is
+supported where every deciding leg is yes, contradicted where one is no, not run where it has no legs,
+inconclusive otherwise. Legs that decide nothing are marked so.
 
-Two explanations of an XOR that nobody asked for, and where they part (`explanations`):
+Two explanations of an XOR that nobody asked for, and where they part:
 
-    interference   Hoagy: A and B are computed by shared neurons, so that each is computed a little differently when the
-                   other is on. Then the XOR of two COMPUTED features is readable beyond what random weights give, and the
-                   more so the more features share a width.
-    for free       Newgas (2025, arXiv 2507.09816): a circuit for one boolean function of two inputs makes all of them
-                   linearly readable. Then the XOR of two inputs is readable where their AND is computed, more than where
-                   nothing of them is, and the more so the more ROOM there is; with a read-off that errs by e on AND,
-                   XOR = x + y - 2 AND is read with error 2e.
+    interference   Hoagy: A and B are computed by shared neurons, so that each is computed a little
+                   differently when the other is on. Then the XOR of two COMPUTED features is readable beyond
+                   what random weights give, and the more so the more features share a width.
+    for free       Newgas (2025, arXiv 2507.09816): a circuit for one boolean function of two inputs makes all
+                   of them linearly readable. Then the XOR of two inputs is readable where their AND is
+                   computed, more than where nothing of them is, and the more so the more ROOM there is; with
+                   a read-off that errs by e on AND, XOR = x + y - 2 AND is read with error 2e.
 
-They differ in the sign of the slope on crowding m/d, in which pairs are readable, and in whether training adds to it.
+They differ in the sign of the slope on crowding m/d, in which pairs are readable, and in whether training
+adds to it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -37,16 +39,16 @@ EXACT = 1e-6
 CHANCE_MARGIN = 0.05
 REDUNDANT, DISTINCT = (16, 16), (64, 1)
 VERDICT_COLUMNS = {
-    "claim": object,
-    "leg": object,
-    "criterion": object,
-    "estimate": np.float64,
-    "lower": np.float64,
-    "upper": np.float64,
-    "n_networks": np.int64,
-    "excluded": np.int64,
-    "decides": np.bool_,
-    "holds": object,
+    "claim": "string",
+    "leg": "string",
+    "criterion": "string",
+    "estimate": "number",
+    "lower": "number",
+    "upper": "number",
+    "n_networks": "integer",
+    "excluded": "integer",
+    "decides": "boolean",
+    "holds": "string",
 }
 
 
@@ -63,14 +65,24 @@ def verdicts(cells: pd.DataFrame) -> pd.DataFrame:
         measured = [leg | {"claim": claim} for leg in legs(cells)]
         rows += measured
         deciding = [leg["holds"] for leg in measured if leg["decides"]]
-        verdict = "inconclusive"
+        verdict = "inconclusive" if measured else "not run"
         if deciding and all(holds == "yes" for holds in deciding):
             verdict = "supported"
         elif "no" in deciding:
             verdict = "contradicted"
-        left_out = sum(int(leg["excluded"]) for leg in measured)
-        rows.append(_leg("verdict", "every deciding leg", None, verdict, decides=False) | {"claim": claim, "excluded": left_out})
-    return pd.DataFrame(rows)[list(VERDICT_COLUMNS)].astype(VERDICT_COLUMNS)
+        left_out = _excluded(cells, claim) or sum(int(leg["excluded"]) for leg in measured)
+        rows.append(
+            _leg("verdict", "every deciding leg", None, verdict, decides=False)
+            | {"claim": claim, "excluded": left_out}
+        )
+    return superposition_cells.typed(pd.DataFrame(rows), VERDICT_COLUMNS)
+
+
+def _excluded(cells: pd.DataFrame, claim: str) -> int:
+    """Networks left out of the cells of a claim, each counted once however many scores it would have had."""
+    own = cells[cells.claim == claim]
+    once = [name for name in superposition_cells.FACTORS if name not in ("target", "readout", "score")]
+    return int(own.groupby(once, dropna=False).excluded.max().sum())
 
 
 def _leg(
@@ -133,7 +145,15 @@ def _c05(cells: pd.DataFrame) -> list[dict[str, object]]:
             score="interaction_ratio_slope",
             setting="over m/d at fixed d",
         )
-        legs.append(_leg(f"slope of the interaction on m/d, {network}", "interval > 0", row, _above(row, 0), decides=decides))
+        legs.append(
+            _leg(
+                f"slope of the interaction on m/d, {network}",
+                "interval > 0",
+                row,
+                _above(row, 0.0),
+                decides=decides,
+            )
+        )
     return legs
 
 
@@ -144,7 +164,7 @@ def _c06(cells: pd.DataFrame) -> list[dict[str, object]]:
     worst = _only(cells, network="trained", score="worst_cell", **at)
     return [
         _leg("accuracy, trained", "interval > .5", accuracy, _above(accuracy, 0.5)),
-        _leg("accuracy, trained - init", "interval > 0", difference, _above(difference, 0)),
+        _leg("accuracy, trained - init", "interval > 0", difference, _above(difference, 0.0)),
         _leg("worst cell, trained (beyond OR)", "interval > .5", worst, _above(worst, 0.5), decides=False),
     ]
 
@@ -187,7 +207,7 @@ def _c18(cells: pd.DataFrame) -> list[dict[str, object]]:
     for _, row in _select(cells, experiment="geometry", score="antipodal_pairs").iterrows():
         name = f"{row.network}, {row.setting}, m {row.m}, d {row.d}, density {row.p:g}"
         if row.network == "fixed":
-            # One pair in every network would already be learning's doing; chance is far below it where d is not tiny.
+            # One pair in every network would be learning's doing; chance is far below it where d is not tiny.
             legs.append(_leg(name, "interval < 1", row, _below(row, 1.0)))
         else:
             sparse = row.p < 0.5 or row.setting == "exclusive"
@@ -209,12 +229,28 @@ def _c21(cells: pd.DataFrame) -> list[dict[str, object]]:
 
 def _first(name: str, rows: pd.DataFrame, holds: pd.Series, *, decides: bool) -> dict[str, object]:
     """The first width at which something holds, against [1k, 4k]."""
+    if not rows.n_networks.any():
+        return _leg(
+            f"{name}: not measured", "first width in [1024, 4096]", None, "undecided", decides=decides
+        )
     found = rows[holds.to_numpy()]
     if found.empty:
-        return _leg(f"{name}: at no width up to {rows.d.max()}", "first width in [1024, 4096]", None, "no", decides=decides)
+        return _leg(
+            f"{name}: at no width up to {rows.d.max()}",
+            "first width in [1024, 4096]",
+            None,
+            "no",
+            decides=decides,
+        )
     row = found.iloc[0]
     inside = 1024 <= row.d <= 4096
-    return _leg(f"{name}: first at d = {row.d}", "first width in [1024, 4096]", row, "yes" if inside else "no", decides=decides)
+    return _leg(
+        f"{name}: first at d = {row.d}",
+        "first width in [1024, 4096]",
+        row,
+        "yes" if inside else "no",
+        decides=decides,
+    )
 
 
 def _c41(cells: pd.DataFrame) -> list[dict[str, object]]:
@@ -232,7 +268,13 @@ def _c42(cells: pd.DataFrame) -> list[dict[str, object]]:
     for target, exact in (("and", 0.25), ("xor", 0.5)):
         at = {"experiment": "genericity", "target": target, "score": "max_error"}
         affine = _only(cells, network="affine", **at)
-        holds = "undecided" if affine is None or affine.n_networks == 0 else "yes" if abs(affine.estimate - exact) < EXACT else "no"
+        holds = (
+            "undecided"
+            if affine is None or affine.n_networks == 0
+            else "yes"
+            if abs(affine.estimate - exact) < EXACT
+            else "no"
+        )
         legs.append(_leg(f"affine minimax error, {target}", f"{exact:g} to 1e-6", affine, holds))
         random = _select(cells, network="random", readout="minimax", **at).dropna(subset="estimate")
         widest = random.loc[random.d.idxmax()] if len(random) else None
@@ -269,26 +311,36 @@ def _c44(cells: pd.DataFrame) -> list[dict[str, object]]:
 
 def _interference(cells: pd.DataFrame) -> list[dict[str, object]]:
     at = {"experiment": "trained", "network": "trained", "target": "xor_needless"}
-    legs = []
+    growing = _only(cells, score="interaction_ratio_slope", setting="over m/d at fixed d", **at)
+    name = "interaction of computed features: slope on m/d at fixed d"
+    legs = [_leg(name, "interval > 0", growing, _above(growing, 0.0), decides=False)]
     for fixed, decides in (("d", True), ("m", False)):
         row = _only(cells, score="accuracy_slope", setting=f"over m/d at fixed {fixed}", **at)
         name = f"XOR of computed features: slope of accuracy on m/d at fixed {fixed}"
-        legs.append(_leg(name, "interval > 0", row, _above(row, 0), decides=decides))
+        legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=decides))
     trained = _only(cells, **(at | {"network": "trained - init"}), score="accuracy", **_base(cells))
-    legs.append(_leg("XOR of computed features: trained - init", "interval > 0", trained, _above(trained, 0)))
+    legs.append(
+        _leg("XOR of computed features: trained - init", "interval > 0", trained, _above(trained, 0.0))
+    )
     return legs
 
 
 def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
-    at: dict[str, object] = {"experiment": "trained", "target": "xor_computed - xor_uncomputed", "score": "accuracy"}
+    at: dict[str, object] = {
+        "experiment": "trained",
+        "target": "xor_computed - xor_uncomputed",
+        "score": "accuracy",
+    }
     legs = []
     differences = _select(cells, **at)
-    trained = _select(differences, network="trained", **{k: v for k, v in _base(cells).items() if k in ("s", "depth")})
+    trained = _select(
+        differences, network="trained", **{k: v for k, v in _base(cells).items() if k in ("s", "depth")}
+    )
     if len(trained):
         for _, row in trained.sort_values(["m", "d"]).iterrows():
             name = f"XOR of inputs whose AND is computed minus of others, m {row.m}, d {row.d}"
             roomy = row.m / row.d == (trained.m / trained.d).min()
-            legs.append(_leg(name, "interval > 0", row, _above(row, 0), decides=bool(roomy)))
+            legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=bool(roomy)))
     for fixed in ("d", "m"):
         row = _only(
             cells,
@@ -299,8 +351,12 @@ def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
             setting=f"over m/d at fixed {fixed}",
         )
         name = f"XOR of inputs whose AND is computed: slope of accuracy on m/d at fixed {fixed}"
-        legs.append(_leg(name, "interval < 0", row, _below(row, 0)))
-    ratios = cells[(cells.experiment == "genericity") & (cells.score == "rms_error_ratio") & (cells.target == "xor / and")]
+        legs.append(_leg(name, "interval < 0", row, _below(row, 0.0)))
+    ratios = cells[
+        (cells.experiment == "genericity")
+        & (cells.score == "rms_error_ratio")
+        & (cells.target == "xor / and")
+    ]
     for _, row in ratios.dropna(subset="estimate").iterrows():
         name = f"error of XOR over error of AND, random layer, m {row.m}, d {row.d}, s {row.s:g}"
         legs.append(_leg(name, "interval inside 2 ± .25", row, _inside(row, 1.75, 2.25), decides=False))
@@ -308,7 +364,7 @@ def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _not_run(_: pd.DataFrame) -> list[dict[str, object]]:
-    return [_leg("not run", "optional", None, "undecided", decides=False)]
+    return []
 
 
 CLAIMS: dict[str, Callable[[pd.DataFrame], Iterable[dict[str, object]]]] = {

@@ -1,19 +1,21 @@
 """From one number a network to one number a cell: t-intervals over networks, and what was left out and why.
 
-Every experiment on toy networks ends in one row a network and score (`network_row`). A cell is all networks that share
-everything but the seed, and
+Every experiment on toy networks ends in one row a network and score (`network_row`). A cell is all networks
+that share everything but the seed, and
 
     estimate = mean over its networks,    [lower, upper] = Student's interval over its networks.
 
-A network that could not be built, trained or read has a row like any other, without an estimate and with a reason. It
-is left out of the mean and counted in `excluded`; a cell of such networks only is still a row. So the rows of a table
-are the cells of the configuration, and what is missing can be seen.
+A network that could not be built, trained or read has a row like any other, without an estimate and with a
+reason. It is left out of the mean and counted in `excluded`; a cell of such networks only is still a row. So
+the rows of a table are the cells of the configuration, and what is missing can be seen.
 
-`level` is the score without any information (.5 of an accuracy, NaN where there is no such value); `prediction` is what
-a theory says the score is, worked out without the network (NaN where there is none). Both are drawn beside the estimate.
+`level` is the score without any information (.5 of an accuracy, NaN where there is no such value);
+`prediction` is what a theory says the score is, worked out without the network (NaN where there is none).
+Both are drawn beside the estimate.
 
-Pitfalls: an interval over networks says how much networks differ, not how well one is measured. A seed shared by two
-kinds of network (trained and random weights) makes their difference paired: `paired` works on networks, before the mean.
+Pitfalls: an interval over networks says how much networks differ, not how well one is measured. A seed shared
+by two kinds of network (trained and random weights) makes their difference paired: `paired` works on
+networks, before the mean.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +45,15 @@ FACTORS: dict[str, str] = {
     "copies": "integer",  # copies of each coordinate
     "score": "string",
 }
-NETWORK_COLUMNS = {**FACTORS, "seed": "integer", "level": "number", "prediction": "number", "estimate": "number", "reason": "string"}
+NETWORK_COLUMNS = {
+    **FACTORS,
+    "seed": "integer",
+    "level": "number",
+    "prediction": "number",
+    "estimate": "number",
+    "n_texts": "integer",  # held out, for each network
+    "reason": "string",
+}
 CELL_COLUMNS = {
     **FACTORS,
     "level": "number",
@@ -56,9 +66,8 @@ CELL_COLUMNS = {
     "excluded": "integer",
     "reason": "string",
 }
-NETWORK_COLUMNS["n_texts"] = "integer"
-PANDAS_TYPES = {"string": object, "integer": np.int64, "number": np.float64}
-ARROW_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64()}
+PANDAS_TYPES = {"string": object, "integer": np.int64, "number": np.float64, "boolean": np.bool_}
+ARROW_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 ABSENT: dict[str, object] = {"string": "", "integer": NONE, "number": float("nan")}
 
 
@@ -78,9 +87,10 @@ def network_row(**values: object) -> dict[str, object]:
 
 
 def networks(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
-    """A frame of `network_row`s in canonical order. ValueError where two rows say different things about one network."""
-    table = pd.DataFrame(list(rows), columns=list(NETWORK_COLUMNS))
-    table = table.astype({name: PANDAS_TYPES[kind] for name, kind in NETWORK_COLUMNS.items()})
+    """A frame of `network_row`s in canonical order. ValueError where two rows say different things about one
+    network.
+    """
+    table = typed(pd.DataFrame(list(rows), columns=list(NETWORK_COLUMNS)), NETWORK_COLUMNS)
     key = [*FACTORS, "seed"]
     twice = table.duplicated(key)
     if twice.any():
@@ -94,7 +104,11 @@ def cells(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     for key, group in table.groupby(list(FACTORS), sort=True, dropna=False):
         values = group.estimate.dropna().to_numpy()
         row = dict(zip(FACTORS, key, strict=True))
-        row |= {"level": group.level.iloc[0], "prediction": _mean(group.prediction), "estimate": _mean(values)}
+        row |= {
+            "level": group.level.iloc[0],
+            "prediction": _mean(group.prediction),
+            "estimate": _mean(values),
+        }
         row |= {"lower": np.nan, "upper": np.nan}
         if len(values) > 1:
             interval = statistics.t_interval(values, confidence)
@@ -106,8 +120,7 @@ def cells(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
             "reason": "; ".join(sorted(set(group.reason) - {""})),
         }
         rows.append(row)
-    table = pd.DataFrame(rows, columns=list(CELL_COLUMNS))
-    return table.astype({name: PANDAS_TYPES[kind] for name, kind in CELL_COLUMNS.items()})
+    return typed(pd.DataFrame(rows, columns=list(CELL_COLUMNS)), CELL_COLUMNS)
 
 
 def paired(
@@ -123,8 +136,8 @@ def paired(
 ) -> list[dict[str, object]]:
     """Rows for `combine(first, second)` of every pair of networks that differ in `column` alone.
 
-    `name` is the new value of `column`, `score` a new name of the score where the old one no longer fits. A pair with
-    one side excluded is excluded, for that side's reason.
+    `name` is the new value of `column`, `score` a new name of the score where the old one no longer fits. A
+    pair with one side excluded is excluded, for that side's reason.
     """
     key = [other for other in (*FACTORS, "seed") if other != column]
     left = table[table[column] == first]
@@ -142,45 +155,59 @@ def paired(
     return rows
 
 
-def slopes(table: pd.DataFrame, x: np.ndarray, factors: Mapping[str, object], *, score: str) -> list[dict[str, object]]:
-    """Least-squares slope of the estimates on x for every seed, one row a seed; x has one entry a row of `table`.
+def slopes(
+    table: pd.DataFrame, x: np.ndarray, factors: Mapping[str, object], *, score: str
+) -> list[dict[str, object]]:
+    """Least-squares slope of the estimates on x for every seed, one row a seed; x has one entry a row of
+    `table`.
 
-    A slope per seed, so that the interval over seeds contains everything by which seeds differ. `factors` replace the
-    columns over which the slope runs. A seed with fewer than three cells left is excluded.
+    A slope per seed, so that the interval over seeds contains everything by which seeds differ. `factors`
+    replace the columns over which the slope runs. A seed with fewer than three cells left is excluded.
     """
     rows = []
     for seed, index in table.groupby("seed").indices.items():
         group, at = table.iloc[index], x[index]
         kept = group.estimate.notna().to_numpy()
-        common = {name: group[name].iloc[0] for name in FACTORS} | dict(factors) | {"score": score, "seed": seed}
+        common = (
+            {name: group[name].iloc[0] for name in FACTORS} | dict(factors) | {"score": score, "seed": seed}
+        )
         if kept.sum() < 3:
             why = "; ".join(sorted(set(group.reason) - {""})) or "the sweep has fewer than three values"
-            rows.append(network_row(**common, reason=f"a slope needs three cells and has {kept.sum()}: {why}"))
+            rows.append(
+                network_row(**common, reason=f"a slope needs three cells and has {kept.sum()}: {why}")
+            )
             continue
         slope = np.polyfit(at[kept], group.estimate.to_numpy()[kept], 1)[0]
         rows.append(network_row(**common, level=0.0, estimate=float(slope), n_texts=group.n_texts.max()))
     return rows
 
 
-def write(table: pd.DataFrame, path: str | Path) -> None:
+def write(table: pd.DataFrame, path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> None:
     """Parquet without volatile metadata: equal tables are equal files (with one version of pyarrow)."""
-    kinds = NETWORK_COLUMNS if "seed" in table else CELL_COLUMNS
-    schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in kinds.items()])
-    arrow = pa.Table.from_pandas(table[list(kinds)], schema=schema, preserve_index=False)
+    schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
+    arrow = pa.Table.from_pandas(table[list(columns)], schema=schema, preserve_index=False)
     pq.write_table(arrow.replace_schema_metadata(None), path, compression="zstd")
 
 
-def read(path: str | Path) -> pd.DataFrame:
+def read(path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> pd.DataFrame:
     """A table that `write` wrote. UserError names a file that is no such table."""
     try:
         table = pq.read_table(path).to_pandas()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a Parquet table ({error}); delete it and run again") from error
-    kinds = NETWORK_COLUMNS if "seed" in table else CELL_COLUMNS
-    if list(table) != list(kinds):
-        odd = sorted(set(table) ^ set(kinds)) or "their order"
-        raise UserError(f"{path}: not a table of toy networks of this version ({odd} differ); delete it and run again")
-    return table.astype({name: PANDAS_TYPES[kind] for name, kind in kinds.items()})
+        raise UserError(
+            f"{path}: cannot be read as a Parquet table ({error}); delete it and run again"
+        ) from error
+    if list(table) != list(columns):
+        odd = sorted(set(table) ^ set(columns)) or "their order"
+        raise UserError(
+            f"{path}: not a table of toy networks of this version ({odd} differ); delete it and run again"
+        )
+    return typed(table, columns)
+
+
+def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Exactly these columns, in this order, with the types that a file keeps."""
+    return table[list(columns)].astype({name: PANDAS_TYPES[kind] for name, kind in columns.items()})
 
 
 def _mean(values: pd.Series | np.ndarray) -> float:

@@ -1,28 +1,32 @@
 """Weights written down, not learned: ANDs computed in superposition, and what can be read beside them.
 
-Bernoulli U-AND (Vaintrob, Mendel and Haenni 2024, arXiv 2408.05451; https://hackmd.io/@fcY63KdMTLqIQhxOgSpIwQ/rkQDoRzj6):
+Bernoulli U-AND (Vaintrob, Mendel and Haenni 2024, arXiv 2408.05451;
+https://hackmd.io/@fcY63KdMTLqIQhxOgSpIwQ/rkQDoRzj6):
 
-    W_ja ~ Bernoulli(p),   z = ReLU(W x - 1),   AND(a, b) read as the mean of z over the neurons connected to both,
+    W_ja ~ Bernoulli(p),   z = ReLU(W x - 1),   AND(a, b) read as the mean of z over the neurons connected to
+                           both,
     p = log²(m) / √d   for m inputs and d neurons (natural logarithm).
 
-The mean is exactly 1 for the pair alone and about p too high for every further active input, so the construction needs p
-small, and p > 1 is no probability: such sizes are reported as excluded, not rounded. For m = 100 that is all d < 450.
-`mean_centred` takes off half of that bias, p(s - 1)/2, which halves the maximal error; the published read-off does not.
+The mean is exactly 1 for the pair alone and about p too high for every further active input, so the
+construction needs p small, and p > 1 is no probability: such sizes are reported as excluded, not rounded. For
+m = 100 that is all d < 450. `mean_centred` takes off half of that bias, p(s - 1)/2, which halves the maximal
+error; the published read-off does not.
 
-A network that spends nothing on XORs: `designated`. m features, each the AND of its own pair of inputs; each neuron is
-given each feature with probability p and reads z = ReLU(Σ of the pairs it was given - 1). p = 0 stands for "exclusive":
-each neuron serves one feature, the next in turn, and no two features ever share one. With features 0 and 1 both served by
-neuron j, with an off pair 00 with probability 1/3 and every further probed feature 00 with probability 1/6,
+A network that spends nothing on XORs: `designated`. m features, each the AND of its own pair of inputs; each
+neuron is given each feature with probability p and reads z = ReLU(Σ of the pairs it was given - 1). p = 0
+stands for "exclusive": each neuron serves one feature, the next in turn, and no two features ever share one.
+With features 0 and 1 both served by neuron j, with an off pair 00 with probability 1/3 and every further
+probed feature 00 with probability 1/6,
 
     δ_j = E[z₁₁ - z₁₀ - z₀₁ + z₀₀] = 1/9 · (1/6)^(probed features also served) · (1 - s/m)^(others served),
 
-and 0 for a neuron that serves one of them or none: ReLU(n - 1) bends at n = 1 only. Σ δ_j² is the analytic interaction,
-with nothing fitted; XOR is unreadable exactly where no neuron is shared.
+and 0 for a neuron that serves one of them or none: ReLU(n - 1) bends at n = 1 only. Σ δ_j² is the analytic
+interaction, with nothing fitted; XOR is unreadable exactly where no neuron is shared.
 
 Inputs in superposition: W acts on Φᵀ(Φ x), Φ with unit Gaussian columns in half as many dimensions as inputs.
 
-Pitfalls: a pair without a common neuron cannot be read at all, which is a reason and no error of 0. The maximum is over
-the sampled pairs and backgrounds, so it can only grow with more of them.
+Pitfalls: a pair without a common neuron cannot be read at all, which is a reason and no error of 0. The
+maximum is over the sampled pairs and backgrounds, so it can only grow with more of them.
 """
 
 import math
@@ -36,7 +40,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterprobe import superposition_cells, superposition_inputs, superposition_reading, superposition_training
+from counterprobe import (
+    superposition_cells,
+    superposition_inputs,
+    superposition_reading,
+    superposition_training,
+)
 from counterprobe.superposition_cells import network_row
 
 
@@ -84,7 +93,9 @@ def universal_errors(
 
 
 def analytic_interaction(weights: Float[Tensor, "d inputs"], rate: float) -> float:
-    """‖δ‖² of features 0 and 1 of a designated network, on texts that probe features 0 to 3 (docstring above)."""
+    """‖δ‖² of features 0 and 1 of a designated network, on texts that probe features 0 to 3 (docstring
+    above).
+    """
     served = weights[:, 0::2]
     both = served[:, 0] * served[:, 1]
     probed = served[:, 2 : superposition_inputs.FACTORS].sum(dim=1)
@@ -94,21 +105,36 @@ def analytic_interaction(weights: Float[Tensor, "d inputs"], rate: float) -> flo
 
 
 def superposed(inputs_of: int, generator: torch.Generator) -> Float[Tensor, "inputs inputs"]:
-    """ΦᵀΦ for unit Gaussian columns in half as many dimensions: what a network sees of inputs in superposition."""
+    """ΦᵀΦ for unit Gaussian columns in half as many dimensions: what a network sees of inputs in
+    superposition.
+    """
     directions = torch.randn(inputs_of // 2, inputs_of, generator=generator)
     directions = directions / directions.norm(dim=0)
     return directions.T @ directions
 
 
 def universal_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
-    """C21: p and the error of Bernoulli U-AND against width. spec: m, widths, s, pairs, contexts, networks."""
+    """C21: p and errors of Bernoulli U-AND against width. spec: m, widths, s, pairs, contexts, networks."""
     m, rows = spec["m"], []
     for d in spec["widths"]:
         p = connection_probability(m, d)
-        common = {"experiment": "constructed", "claim": "C21", "network": "bernoulli", "m": m, "d": d, "depth": 1}
+        common = {
+            "experiment": "constructed",
+            "claim": "C21",
+            "network": "bernoulli",
+            "m": m,
+            "d": d,
+            "depth": 1,
+        }
         rows.append(network_row(**common, score="p", level=1.0, seed=0, estimate=p))
         for seed, s in product(range(spec["networks"]), spec["s"]):
-            where = common | {"target": "and", "s": float(s), "p": p, "seed": seed, "n_texts": 4 * spec["contexts"]}
+            where = common | {
+                "target": "and",
+                "s": float(s),
+                "p": p,
+                "seed": seed,
+                "n_texts": 4 * spec["contexts"],
+            }
             if p > 1:
                 reason = f"p = log²({m})/√{d} = {p:.2f} > 1: the construction does not exist"
                 for readout, score in product(("mean", "mean_centred"), ("max_error", "rms_error")):
@@ -119,7 +145,7 @@ def universal_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
             pairs = superposition_inputs.random_pairs(m, spec["pairs"], generator)
             inputs = superposition_inputs.four_cells(m, pairs, torch.full((spec["contexts"],), s), generator)
             errors, reason = universal_errors(weights, pairs, inputs)
-            # With one of the pair on, each further active input adds 1 with probability p: the largest mean error.
+            # With one of the pair on, each further active input adds 1 with probability p.
             bias = p * (s - 1)
             for readout, offset in (("mean", 0.0), ("mean_centred", bias / 2)):
                 off = errors - offset
@@ -142,14 +168,18 @@ def designated_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
         settings += [base | {name: value} for value in spec[name] if base | {name: value} not in settings]
     controls = {(0, 1): superposition_reading.controls(spec["dichotomies"])[0, 1]}
     rows = []
-    for setting, seen, seed in product(settings, ("direct inputs", "superposed inputs"), range(spec["networks"])):
+    for setting, seen, seed in product(
+        settings, ("direct inputs", "superposed inputs"), range(spec["networks"])
+    ):
         rows += _designated_network(setting, seen, seed, spec, controls)
     return rows
 
 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
-    """Every row of the experiment, one a network and score; spec has the sections universal and designated."""
-    return superposition_cells.networks(universal_rows(spec["universal"]) + designated_rows(spec["designated"]))
+    """Every row of the experiment, one a network and score; spec has sections universal and designated."""
+    return superposition_cells.networks(
+        universal_rows(spec["universal"]) + designated_rows(spec["designated"])
+    )
 
 
 def _designated_network(
@@ -159,9 +189,9 @@ def _designated_network(
     spec: Mapping[str, Any],
     controls: Mapping[tuple[int, int], Bool[np.ndarray, "cells N"]],
 ) -> list[dict[str, object]]:
-    m, d, s, p = setting["m"], setting["d"], setting["s"], setting["p"]
+    m, d, s, p = setting["m"], setting["d"], float(setting["s"]), float(setting["p"])
     where = {"experiment": "constructed", "claim": "C07", "network": "designated", "setting": seen}
-    where |= {"readout": "logistic", "m": m, "d": d, "s": float(s), "p": float(p), "depth": 1, "seed": seed}
+    where |= {"readout": "logistic", "m": m, "d": d, "s": s, "p": p, "depth": 1, "seed": seed}
     where |= {"target": "xor_needless", "n_texts": spec["items"] // 2 * 16}
     levels = superposition_reading.LEVELS | {"interaction": 0.0}
     if p > 1:
@@ -181,7 +211,9 @@ def _designated_network(
     values["interaction"] = superposition_reading.interactions(activations, texts.cells, pair)[0, 1]
     rows = []
     for score, value in values.items():
-        known: dict[str, Any] = {"estimate": value} if np.isfinite(value) else {"reason": "a feature has no direction"}
+        known: dict[str, Any] = (
+            {"estimate": value} if np.isfinite(value) else {"reason": "a feature has no direction"}
+        )
         known |= {"prediction": predicted} if score == "interaction" else {}
         rows.append(network_row(**where, score=score, level=levels[score], **known))
     return rows

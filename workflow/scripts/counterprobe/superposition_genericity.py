@@ -1,35 +1,39 @@
 """Universal AND and XOR from one ReLU layer: do random first layers do as well as trained ones?
 
-The problem (U-AND, Vaintrob, Mendel and Haenni 2024, arXiv 2408.05451; U-XOR likewise): m boolean inputs of which few
-are on, one layer z = ReLU(W x + b) of d neurons, and for EVERY pair of inputs an affine read-off r·z + c of their AND.
-What counts is the error over sparse inputs, by its maximum and by its root mean square.
+The problem (U-AND, Vaintrob, Mendel and Haenni 2024, arXiv 2408.05451; U-XOR likewise): m boolean inputs of
+which few are on, one layer z = ReLU(W x + b) of d neurons, and for EVERY pair of inputs an affine read-off
+r·z + c of their AND. What counts is the error over sparse inputs, by its maximum and by its root mean square.
 
 Read-offs:
 
-    affine         on the inputs themselves. The minimax error is 1/4 for AND (x/2 + y/2 - 1/4) and 1/2 for XOR: the
-                   values to beat, which a linear programme has to return to 1e-6
+    affine         on the inputs themselves. The minimax error is 1/4 for AND (x/2 + y/2 - 1/4) and 1/2 for
+                   XOR: the values to beat, which a linear programme has to return to 1e-6
     least_squares  the affine read-off with the least mean square error over all inputs with at most s ones
-    minimax        the affine read-off with the least maximal error over them: min e with |Z r + c - y| <= e (HiGHS)
-    cheapest       the least ‖r‖₁ with |Z r + c - y| <= a given e: what accuracy costs in sensitivity to noise, and
-                   infeasible, with that as its reason, where the layer is too narrow for e
-    indicator      Kaarel Haenni's argument for random weights: r_j depends on the signs of neuron j's two weights alone,
-                   r_j = c[sign w_ja, sign w_jb] / d, and the four coefficients solve four equations, that the expected
-                   output over Gaussian weights be right in each of the four cells of the pair. Then the error is a mean
-                   of d independent terms with expectation 0, so its root mean square is K(s)/√d, and K(s) comes from
-                   the same expectations (`indicator_theory`): a prediction with nothing fitted
+    minimax        the affine read-off with the least maximal error over them: min e with |Z r + c - y| <= e
+                   (HiGHS)
+    cheapest       the least ‖r‖₁ with |Z r + c - y| <= a given e: what accuracy costs in sensitivity to
+                   noise, and infeasible, with that as its reason, where the layer is too narrow for e
+    indicator      Kaarel Haenni's argument for random weights: r_j depends on the signs of neuron j's two
+                   weights alone, r_j = c[sign w_ja, sign w_jb] / d, and the four coefficients solve four
+                   equations, that the expected output over Gaussian weights be right in each of the four
+                   cells of the pair. Then the error is a mean of d independent terms with expectation 0, so
+                   its root mean square is K(s)/√d, and K(s) comes from the same expectations
+                   (`indicator_theory`): a prediction with nothing fitted
     indicator_fitted   the same four coefficients, solved for each network on half of its inputs
 
-Where s varies between inputs, four expectations cannot be right for every s: a bias is left that no width removes. That
-is why the slope of -1/2 is claimed, and measured, at a fixed number of active inputs; varying s is shown beside it.
+Where s varies between inputs, four expectations cannot be right for every s: a bias is left that no width
+removes. That is why the slope of -1/2 is claimed, and measured, at a fixed number of active inputs; varying s
+is shown beside it.
 
-Losses (Mendel's experiment): first layer trained or frozen at its Gaussian initialisation, read-off trained, mean of
-|error|^q over all pairs with q = 1, 2, 4, 8, with or without more weight on targets that are 1 ((1 - f)/f for a share f of
-ones, so that ones and zeros weigh the same). ANDs of sparse inputs are mostly 0, and an unweighted low q has its optimum
-at or near the zero output: `collapsed` is the share of pairs whose output averages below 1/4 over inputs where it should
-be 1, `output_on_ones` that average itself.
+Losses (Mendel's experiment): first layer trained or frozen at its Gaussian initialisation, read-off trained,
+mean of |error|^q over all pairs with q = 1, 2, 4, 8, with or without more weight on targets that are 1 ((1 -
+f)/f for a share f of ones, so that ones and zeros weigh the same). ANDs of sparse inputs are mostly 0, and an
+unweighted low q has its optimum at or near the zero output: `collapsed` is the share of pairs whose output
+averages below 1/4 over inputs where it should be 1, `output_on_ones` that average itself.
 
-Pitfalls: as many neurons as inputs interpolate anything, which is no computation: such cells are excluded. Error on
-random W has heavy tails over pairs: the maximum is over all pairs and inputs, no sample's.
+Pitfalls: as many neurons as inputs interpolate anything, which is no computation: such cells are excluded.
+The maximum of an indicator read-off is over sampled pairs and inputs, so it can only grow with more of them;
+that of least squares and of the trained networks is over all pairs and all sparse inputs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +61,9 @@ LP_STATUS = {1: "iteration limit", 2: "infeasible", 3: "unbounded", 4: "numerica
 
 @dataclass(frozen=True)
 class ReadOff:
-    """Coefficients [d] and intercept of an affine read-off, its objective, or why there is none ('' = solved)."""
+    """Coefficients [d] and intercept of an affine read-off, its objective, or why there is none ('' =
+    solved).
+    """
 
     coefficients: Float[np.ndarray, "d"]
     intercept: float
@@ -67,7 +73,9 @@ class ReadOff:
 
 @dataclass(frozen=True)
 class IndicatorTheory:
-    """Coefficients by sign pattern [4] (times 1/d), mean squared bias and mean variance per neuron over the cells."""
+    """Coefficients by sign pattern [4] (times 1/d), mean squared bias and mean variance per neuron over the
+    cells.
+    """
 
     coefficients: Float[np.ndarray, "4"]
     squared_bias: float
@@ -93,8 +101,12 @@ def minimax_readoff(features: Float[np.ndarray, "n d"], target: Float[np.ndarray
     )
 
 
-def cheapest_readoff(features: Float[np.ndarray, "n d"], target: Float[np.ndarray, "n"], error: float) -> ReadOff:
-    """The affine read-off with the least ‖r‖₁ among those within `error` on every row; `objective` is that norm."""
+def cheapest_readoff(
+    features: Float[np.ndarray, "n d"], target: Float[np.ndarray, "n"], error: float
+) -> ReadOff:
+    """The affine read-off with the least ‖r‖₁ among those within `error` on every row; `objective` is that
+    norm.
+    """
     n, d = features.shape
     affine = np.column_stack([features, -features, np.ones(n)])
     split = np.zeros((d + 1, 2 * d + 1))
@@ -121,8 +133,9 @@ def least_squares_errors(
 def indicator_theory(active: Sequence[int], target: str, seed: int = 0) -> IndicatorTheory:
     """Coefficients and error constant of the indicator read-off over standard Gaussian weights.
 
-    `active`: the numbers of active inputs, equally likely. In a cell with a, b the other o = active - a - b active
-    inputs add √o g to a neuron, g standard normal; 2^19 neurons stand for the expectation (constant good to .3%).
+    `active`: the numbers of active inputs, equally likely. In a cell with a, b the other o = active - a - b
+    active inputs add √o g to a neuron, g standard normal; 2^19 neurons stand for the expectation (constant
+    good to .3%).
     """
     rng = np.random.default_rng([seed, *active])
     first, second, rest = rng.standard_normal((3, NEURONS_OF_THEORY))
@@ -134,7 +147,8 @@ def indicator_theory(active: Sequence[int], target: str, seed: int = 0) -> Indic
         for cell, (a, b) in enumerate(product((0, 1), repeat=2))
     }
     means = {
-        key: np.bincount(pattern, weights=z, minlength=4) / NEURONS_OF_THEORY for key, z in activations.items()
+        key: np.bincount(pattern, weights=z, minlength=4) / NEURONS_OF_THEORY
+        for key, z in activations.items()
     }
     equations = np.stack([np.mean([means[count, cell] for count in active], axis=0) for cell in range(4)])
     coefficients = np.linalg.solve(equations, wanted)
@@ -146,7 +160,9 @@ def indicator_theory(active: Sequence[int], target: str, seed: int = 0) -> Indic
 def pattern_sums(
     weights: Float[Tensor, "d m"], pairs: Int[Tensor, "pairs 2"], inputs: Float[Tensor, "pairs 4 contexts m"]
 ) -> Float[Tensor, "pairs 4 contexts 4"]:
-    """Mean over all neurons of z where the signs of a pair's two weights are --, -+, +-, ++, else of 0 (float64)."""
+    """Mean over all neurons of z where the signs of a pair's two weights are --, -+, +-, ++, else of 0
+    (float64).
+    """
     hidden = torch.relu(inputs @ weights.T)
     pattern = 2 * (weights[:, pairs[:, 0]] > 0).long() + (weights[:, pairs[:, 1]] > 0).long()
     members = torch.nn.functional.one_hot(pattern.T, 4).float()
@@ -155,18 +171,19 @@ def pattern_sums(
 
 def indicator_errors(
     sums: Float[Tensor, "pairs 4 contexts 4"], target: str, coefficients: Float[np.ndarray, "4"] | None
-) -> tuple[Float[Tensor, "pairs 4 contexts"], str]:
+) -> tuple[Float[Tensor, "pairs 4 scored"], str]:
     """Errors of the indicator read-off of every pair, and a reason where it cannot be fitted ('' = fine).
 
-    `coefficients` None: they are solved for each pair on the first half of its contexts, and errors are those of the
-    second half.
+    `coefficients` None: they are solved for each pair on the first half of its contexts, and errors are those
+    of the second half.
     """
     wanted = torch.tensor(CELL_VALUES[target], dtype=torch.float64)
     if coefficients is not None:
         return sums @ torch.from_numpy(coefficients) - wanted[None, :, None], ""
     half = sums.shape[2] // 2
     equations = sums[:, :, :half].mean(dim=2)
-    if float(torch.linalg.cond(equations).max()) > WORST_CONDITION:
+    # Where a pattern has no neuron the condition number is infinite, or no number at all.
+    if not float(torch.linalg.cond(equations).max()) <= WORST_CONDITION:
         return sums[:, :, half:, 0] * torch.nan, "the four equations of the indicator read-off are singular"
     solved = torch.linalg.solve(equations, wanted.expand(len(sums), 4))
     return torch.einsum("pcns,ps->pcn", sums[:, :, half:], solved) - wanted[None, :, None], ""
@@ -187,7 +204,8 @@ def affine_rows() -> list[dict[str, object]]:
 
 
 def indicator_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
-    """C43: errors of the indicator read-offs against width, at a fixed number of active inputs and at varying ones.
+    """C43: errors of the indicator read-offs against width, at a fixed number of active inputs and at varying
+    ones.
 
     spec: m, widths, s (fixed numbers), varying (a list of numbers), pairs, contexts, networks.
     """
@@ -211,10 +229,15 @@ def indicator_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
                 s = float(np.mean(active))
                 predicted = theory.rms(d) if readout == "indicator" else float("nan")
                 if reason:
-                    rows.append(_row("C43", "random", readout, target, m, d, s, "rms_error", **common, reason=reason))
+                    rows.append(
+                        _row("C43", "random", readout, target, m, d, s, "rms_error", **common, reason=reason)
+                    )
                     continue
                 rms = float(errors.square().mean().sqrt())
-                scores = {"rms_error": (rms, predicted), "rms_error_root_d": (rms * d**0.5, predicted * d**0.5)}
+                scores = {
+                    "rms_error": (rms, predicted),
+                    "rms_error_root_d": (rms * d**0.5, predicted * d**0.5),
+                }
                 scores["max_error"] = (float(errors.abs().max()), float("nan"))
                 for score, (value, theirs) in scores.items():
                     numbers = {"estimate": value, "prediction": theirs}
@@ -231,8 +254,8 @@ def indicator_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
 def readoff_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     """Least-squares and minimax read-offs of a random layer, over ALL inputs with at most s ones.
 
-    spec: least_squares: list of {m, d, s}; minimax: list of {m, d, s}, pairs (how many are solved); error (of the
-    cheapest read-off); networks.
+    spec: least_squares: list of {m, d, s}; minimax: list of {m, d, s}, pairs (how many are solved); error (of
+    the cheapest read-off); networks.
     """
     rows = []
     for kind in ("least_squares", "minimax"):
@@ -242,21 +265,33 @@ def readoff_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     for score in ("max_error", "rms_error"):
         exact = table[(table.readout == "least_squares") & (table.score == score)]
         ratio = superposition_cells.paired(
-            exact, "target", "xor", "and", lambda xor, conj: xor / conj, name="xor / and", score=f"{score}_ratio", level=1.0
+            exact,
+            "target",
+            "xor",
+            "and",
+            lambda xor, conj: xor / conj,
+            name="xor / and",
+            score=f"{score}_ratio",
+            level=1.0,
         )
         # XOR = x + y - 2 AND: twice the error of AND wherever x and y themselves are read without error.
         rows += [row | {"prediction": 2.0, "claim": ""} for row in ratio]
     return rows
 
 
-def _readoffs_of(kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[str, Any]) -> list[dict[str, object]]:
+def _readoffs_of(
+    kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[str, Any]
+) -> list[dict[str, object]]:
     m, d, s = cell["m"], cell["d"], cell["s"]
     inputs = superposition_inputs.all_sparse(m, s)
     claim = "C42" if kind == "minimax" else ""
     where = {"seed": seed, "n_texts": len(inputs)}
     if d + 1 >= len(inputs):
         reason = f"interpolation: {d} neurons and an intercept fit any target on {len(inputs)} inputs"
-        return [_row(claim, "random", kind, target, m, d, float(s), "max_error", **where, reason=reason) for target in TARGETS]
+        return [
+            _row(claim, "random", kind, target, m, d, float(s), "max_error", **where, reason=reason)
+            for target in TARGETS
+        ]
     generator = superposition_training.generator(12, seed, m, d)
     hidden = torch.relu(inputs @ torch.randn(m, d, generator=generator))
     rows = []
@@ -264,10 +299,17 @@ def _readoffs_of(kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[st
         if kind == "least_squares":
             pairs = superposition_inputs.all_pairs(m)
             errors = least_squares_errors(hidden, superposition_inputs.boolean_pairs(inputs, pairs, target))
-            for score, value in (("max_error", errors.abs().max()), ("rms_error", errors.square().mean().sqrt())):
-                rows.append(_row(claim, "random", kind, target, m, d, float(s), score, **where, estimate=float(value)))
+            for score, value in (
+                ("max_error", errors.abs().max()),
+                ("rms_error", errors.square().mean().sqrt()),
+            ):
+                rows.append(
+                    _row(claim, "random", kind, target, m, d, float(s), score, **where, estimate=float(value))
+                )
             continue
-        pairs = superposition_inputs.random_pairs(m, spec["pairs"], superposition_training.generator(13, seed, m))
+        pairs = superposition_inputs.random_pairs(
+            m, spec["pairs"], superposition_training.generator(13, seed, m)
+        )
         wanted = superposition_inputs.boolean_pairs(inputs, pairs, target).numpy().astype(np.float64)
         features = hidden.numpy().astype(np.float64)
         least = [minimax_readoff(features, column) for column in wanted.T]
@@ -288,11 +330,20 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     pairs = superposition_inputs.all_pairs(m)
     wanted = {target: superposition_inputs.boolean_pairs(inputs, pairs, target) for target in TARGETS}
     plan = list(
-        product(spec["norms"], TARGETS, spec["weightings"], ("trained", "frozen"), spec["widths"], range(spec["networks"]))
+        product(
+            spec["norms"],
+            TARGETS,
+            spec["weightings"],
+            ("trained", "frozen"),
+            spec["widths"],
+            range(spec["networks"]),
+        )
     )
     start = _initial_layers(plan, m, max(spec["widths"]), len(pairs))
     weight_of_ones = {target: float((1 - value.mean()) / value.mean()) for target, value in wanted.items()}
-    ones = torch.tensor([weight_of_ones[cell[1]] if cell[2] == "weighted" else 1.0 for cell in plan]).view(-1, 1, 1)
+    ones = torch.tensor([weight_of_ones[cell[1]] if cell[2] == "weighted" else 1.0 for cell in plan]).view(
+        -1, 1, 1
+    )
     trained = superposition_training.train_stack(
         start,
         _minibatches(inputs, spec["batch"], m, s),
@@ -307,9 +358,16 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
         setting = f"L{norm} {weighting}"
         where = {"seed": seed, "n_texts": len(inputs), "setting": setting}
         if trained.reasons[index]:
-            for claim, score in (("C41", "max_error"), ("C41", "l4_error"), ("C44", "collapsed"), ("C44", "output_on_ones")):
+            for claim, score in (
+                ("C41", "max_error"),
+                ("C41", "l4_error"),
+                ("C44", "collapsed"),
+                ("C44", "output_on_ones"),
+            ):
                 reason = trained.reasons[index]
-                rows.append(_row(claim, network, "trained", target, m, d, float(s), score, **where, reason=reason))
+                rows.append(
+                    _row(claim, network, "trained", target, m, d, float(s), score, **where, reason=reason)
+                )
             continue
         error = outputs[index] - wanted[target]
         on_ones = (outputs[index] * wanted[target]).sum(dim=0) / wanted[target].sum(dim=0)
@@ -320,7 +378,9 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
             ("C44", "output_on_ones"): on_ones.mean(),
         }
         for (claim, score), value in scores.items():
-            rows.append(_row(claim, network, "trained", target, m, d, float(s), score, **where, estimate=float(value)))
+            rows.append(
+                _row(claim, network, "trained", target, m, d, float(s), score, **where, estimate=float(value))
+            )
     table = superposition_cells.networks(rows)
     for score in ("max_error", "l4_error"):
         rows += superposition_cells.paired(
@@ -337,8 +397,15 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
-    """Every row of the experiment, one a network and score; spec has the sections affine, indicator, readoffs, losses."""
-    rows = affine_rows() + indicator_rows(spec["indicator"]) + readoff_rows(spec["readoffs"]) + loss_rows(spec["losses"])
+    """Every row of the experiment, one a network and score; spec has the sections affine, indicator,
+    readoffs, losses.
+    """
+    rows = (
+        affine_rows()
+        + indicator_rows(spec["indicator"])
+        + readoff_rows(spec["readoffs"])
+        + loss_rows(spec["losses"])
+    )
     return superposition_cells.networks(rows)
 
 
@@ -356,13 +423,15 @@ def _initial_layers(plan: Sequence[tuple], m: int, width: int, n_pairs: int) -> 
     }
 
 
-def _outputs(parameters: Mapping[str, Tensor], inputs: Float[Tensor, "n m"]) -> Float[Tensor, "networks n pairs"]:
+def _outputs(
+    parameters: Mapping[str, Tensor], inputs: Float[Tensor, "n m"]
+) -> Float[Tensor, "networks n pairs"]:
     hidden = torch.relu(inputs @ parameters["weights"] + parameters["biases"])
     return torch.baddbmm(parameters["offsets"], hidden, parameters["readoffs"])
 
 
 def _minibatches(inputs: Float[Tensor, "n m"], batch: int, m: int, s: int) -> Callable[[int], Tensor]:
-    """The same minibatches for every network: seeds differ in their first layer, and losses in nothing else."""
+    """The same minibatches for every network: seeds differ in the first layer, losses in nothing else."""
     generator = superposition_training.generator(15, m, s)
 
     def draw(count: int) -> Float[Tensor, "steps batch m"]:
@@ -374,9 +443,14 @@ def _minibatches(inputs: Float[Tensor, "n m"], batch: int, m: int, s: int) -> Ca
 def _power_loss(
     plan: Sequence[tuple], pairs: Int[Tensor, "pairs 2"], ones: Float[Tensor, "networks 1 1"]
 ) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """Weighted mean of |error|^q; networks of one q and target are neighbours in `plan`, so that slices are views."""
+    """Weighted mean of |error|^q; networks of one q and target are neighbours in `plan`, so that slices are
+    views.
+    """
     starts = [i for i, cell in enumerate(plan) if not i or cell[:2] != plan[i - 1][:2]]
-    blocks = [(plan[i][0], plan[i][1], slice(i, end)) for i, end in zip(starts, [*starts[1:], len(plan)], strict=True)]
+    blocks = [
+        (plan[i][0], plan[i][1], slice(i, end))
+        for i, end in zip(starts, [*starts[1:], len(plan)], strict=True)
+    ]
 
     def loss(parameters: Mapping[str, Tensor], inputs: Float[Tensor, "batch m"]) -> Float[Tensor, "networks"]:
         outputs = _outputs(parameters, inputs)
@@ -403,14 +477,21 @@ def _power(error: Tensor, norm: int) -> Tensor:
 
 
 def _solve(
-    cost: np.ndarray, matrix: np.ndarray, bound: np.ndarray, bounds: list, recover: np.ndarray, infeasible: str
+    cost: np.ndarray,
+    matrix: np.ndarray,
+    bound: np.ndarray,
+    bounds: list,
+    recover: np.ndarray,
+    infeasible: str,
 ) -> ReadOff:
     if not (np.isfinite(matrix).all() and np.isfinite(bound).all()):
         return _no_readoff(len(recover) - 1, "features or targets are not finite")
     result = optimize.linprog(cost, A_ub=matrix, b_ub=bound, bounds=bounds, method="highs")
     if result.status != 0:
         name = LP_STATUS.get(result.status, f"status {result.status}")
-        return _no_readoff(len(recover) - 1, f"linear programme: {name}" + (f"; {infeasible}" if result.status == 2 else ""))
+        return _no_readoff(
+            len(recover) - 1, f"linear programme: {name}" + (f"; {infeasible}" if result.status == 2 else "")
+        )
     solution = recover @ result.x
     return ReadOff(solution[:-1], float(solution[-1]), float(result.fun), "")
 
@@ -420,19 +501,46 @@ def _no_readoff(d: int, reason: str) -> ReadOff:
 
 
 def _worst(
-    claim: str, fits: Sequence[ReadOff], readout: str, target: str, cell: Mapping[str, Any], score: str, **values: Any
+    claim: str,
+    fits: Sequence[ReadOff],
+    readout: str,
+    target: str,
+    cell: Mapping[str, Any],
+    score: str,
+    **values: Any,
 ) -> dict[str, object]:
-    """The largest objective over the pairs: universal means every pair, so one that cannot be read excludes all."""
+    """The largest objective over the pairs: universal means every pair, so one that cannot be read excludes
+    all.
+    """
     reasons = [fit.reason for fit in fits if fit.reason]
     m, d, s = cell["m"], cell["d"], float(cell["s"])
     if reasons:
         reason = f"{len(reasons)} of {len(fits)} pairs: {reasons[0]}"
         return _row(claim, "random", readout, target, m, d, s, score, **values, reason=reason)
-    return _row(claim, "random", readout, target, m, d, s, score, **values, estimate=max(fit.objective for fit in fits))
+    return _row(
+        claim,
+        "random",
+        readout,
+        target,
+        m,
+        d,
+        s,
+        score,
+        **values,
+        estimate=max(fit.objective for fit in fits),
+    )
 
 
 def _row(
     claim: str, network: str, readout: str, target: str, m: int, d: int, s: float, score: str, **values: Any
 ) -> dict[str, object]:
-    factors = {"claim": claim, "network": network, "readout": readout, "target": target, "m": m, "d": d, "s": s}
+    factors = {
+        "claim": claim,
+        "network": network,
+        "readout": readout,
+        "target": target,
+        "m": m,
+        "d": d,
+        "s": s,
+    }
     return network_row(experiment="genericity", depth=1, score=score, **factors, **values)

@@ -1,23 +1,27 @@
 """How features lie in too few dimensions when they are learned, and when the data generator fixed them.
 
-Toy model (Elhage et al. 2022, https://transformer-circuits.pub/2022/toy_model): m features, each 0 or uniform on [0, 1],
-in d < m dimensions, W [d, m],
+Toy model (Elhage et al. 2022, https://transformer-circuits.pub/2022/toy_model): m features, each 0 or uniform
+on [0, 1], in d < m dimensions, W [d, m],
 
     x' = ReLU(Wᵀ W x + b),      loss = mean ‖x - x'‖².
 
     learned   W trained: sparse features share a dimension as antipodal pairs (x_i and x_j along +u and -u)
-    fixed     unit Gaussian columns, as where a data generator fixes the directions; nothing is trained, and the number
-              of pairs with cosine below -c is chance alone: m(m-1)/2 · ½ I_{1-c²}((d-1)/2, ½)
+    fixed     unit Gaussian columns, as where a data generator fixes the directions; nothing is trained, and
+              the number of pairs with cosine below -c is chance alone: m(m-1)/2 · ½ I_{1-c²}((d-1)/2, ½)
 
-Data: `independent` features of a given density, or `exclusive` ones: pairs (2t, 2t + 1) of which at most one is on.
+Data: `independent` features of a given density, or `exclusive` ones: pairs (2t, 2t + 1) of which at most one
+is on.
 
     antipodal_pairs   pairs with cosine < -0.9 among features that are represented (norm at least half a unit)
-    partners          share of antipodal pairs whose two features exclude each other (chance 1/(m-1)); exclusive data
-    subspaces         groups of two or more represented features, connected components of the graph |cosine| > 0.15: the
-                      number of mutually orthogonal subspaces that features share (a tegum product has many of them,
-                      Gaussian directions are one group as long as |cosine| > 0.15 is common, d < 200 or so)
+    partners          share of antipodal pairs whose two features exclude each other (chance 1/(m-1));
+                      exclusive data
+    subspaces         groups of two or more represented features, connected components of the graph |cosine| >
+                      0.15: the number of mutually orthogonal subspaces that features share (a tegum product
+                      has many of them, Gaussian directions are one group as long as |cosine| > 0.15 is
+                      common, d < 200 or so)
 
-Pitfall: in few dimensions random directions are antipodal now and then, so the count has a chance level, and it is drawn.
+Pitfall: in few dimensions random directions are antipodal now and then, so the count has a chance level, and
+it is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +45,7 @@ REPRESENTED = 0.5
 
 @dataclass(frozen=True)
 class Cell:
-    """One toy model: features, dimensions, density (probability of being on), data, learned or fixed, seed."""
+    """One toy model: features, dimensions, probability of being on, data, learned or fixed, seed."""
 
     m: int
     d: int
@@ -51,16 +55,22 @@ class Cell:
     seed: int
 
     def generator(self, purpose: int) -> torch.Generator:
-        """Depends on what the model is, never on what it is trained beside; fixed directions are where learning starts."""
+        """Depends on what the model is, never on what it is trained beside; fixed directions are where
+        learning starts.
+        """
         exclusive = int(self.data == "exclusive")
-        return superposition_training.generator(purpose, self.seed, self.m, self.d, round(1000 * self.density), exclusive)
+        return superposition_training.generator(
+            purpose, self.seed, self.m, self.d, round(1000 * self.density), exclusive
+        )
 
 
 def plan(spec: Mapping[str, Any]) -> list[Cell]:
-    """Densities × kinds of data at the base size, and the sweep over sizes at one density; learned and fixed."""
+    """Densities × kinds of data at the base size, and the sizes at one density; learned and fixed."""
     base = spec["base"]
-    settings = [(base["m"], base["d"], density, data) for density in spec["densities"] for data in spec["data"]]
-    settings += [(m, d, base["density"], "independent") for m, d in spec["sizes"]]
+    settings = [
+        (base["m"], base["d"], float(density), data) for density in spec["densities"] for data in spec["data"]
+    ]
+    settings += [(m, d, float(base["density"]), "independent") for m, d in spec["sizes"]]
     return [
         Cell(*setting, network, seed)
         for setting in dict.fromkeys(settings)
@@ -131,7 +141,9 @@ def train(cells: Sequence[Cell], spec: Mapping[str, Any]) -> superposition_train
 
 
 def features(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> Float[Tensor, "*n m"]:
-    """Random feature values of a cell's kind; each is on with probability `density`, in exclusive data at most 1/2."""
+    """Random feature values of a cell's kind; each is on with probability `density`, in exclusive data at
+    most 1/2.
+    """
     size = torch.rand(*shape, cell.m, generator=generator)
     if cell.data == "independent":
         return size * (torch.rand(*shape, cell.m, generator=generator) < cell.density)
@@ -144,8 +156,8 @@ def features(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     """Every row of the experiment, one a network and score.
 
-    spec: base {m, d, density}, densities, data (independent, exclusive), sizes (list of [m, d]), networks, steps, batch,
-    learning_rate.
+    spec: base {m, d, density}, densities, data (independent, exclusive), sizes (list of [m, d]), networks,
+    steps, batch, learning_rate.
     """
     cells = plan(spec)
     learned = [cell for cell in cells if cell.network == "learned"]
@@ -158,19 +170,32 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for cell, weights, reason in models:
         where = {"experiment": "geometry", "claim": "C18", "network": cell.network, "setting": cell.data}
-        where |= {"m": cell.m, "d": cell.d, "s": cell.m * cell.density, "p": cell.density, "depth": 1, "seed": cell.seed}
+        where |= {
+            "m": cell.m,
+            "d": cell.d,
+            "s": cell.m * cell.density,
+            "p": cell.density,
+            "depth": 1,
+            "seed": cell.seed,
+        }
         scores = ["antipodal_pairs", "subspaces", "represented"]
         if reason:
             rows += [network_row(**where, score=score, reason=reason) for score in scores]
             continue
         pairs = antipodal_pairs(weights)
         fixed = cell.network == "fixed"
-        values = {"antipodal_pairs": len(pairs), "subspaces": subspaces(weights), "represented": len(cosines(weights))}
+        values = {
+            "antipodal_pairs": len(pairs),
+            "subspaces": subspaces(weights),
+            "represented": len(cosines(weights)),
+        }
         chance = {"antipodal_pairs": chance_of_antipodal(cell.m, cell.d), "subspaces": 1.0}
         for score in scores:
             level = chance.get(score, float("nan"))
             predicted = level if fixed else float("nan")
-            rows.append(network_row(**where, score=score, level=level, prediction=predicted, estimate=values[score]))
+            rows.append(
+                network_row(**where, score=score, level=level, prediction=predicted, estimate=values[score])
+            )
         if cell.data == "exclusive" and not fixed:
             known: dict[str, Any] = {"reason": "no antipodal pair"}
             if pairs:

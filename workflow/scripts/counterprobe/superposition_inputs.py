@@ -3,16 +3,18 @@
 Three kinds, for three questions:
 
     all_sparse     every input with at most s ones: errors over ALL of them, a maximum that is no sample's
-    four_cells     for a pair of inputs, its four values with the same number of active inputs in each (s in all):
-                   the inputs over which a read-off of AND or XOR is defined (facts of Vaintrob, Mendel, Haenni, 2024)
-    paired_texts   texts for probes: four boolean factors crossed in all 16 combinations within each item, one random
-                   background an item, so that the contrast of an item has no background in it at all
+    four_cells     for a pair of inputs, its four values with the same number of active inputs in each (s in
+                   all): the inputs over which a read-off of AND or XOR is defined (facts of Vaintrob, Mendel,
+                   Haenni, 2024)
+    paired_texts   texts for probes: four boolean factors crossed in all 16 combinations within each item, one
+                   random background an item, so that the contrast of an item has no background in it at all
 
-The task of `paired_texts` has 2m inputs in m pairs (2t, 2t + 1); feature t is the AND of its pair. A pair is live with
-probability s/m and a live pair is 11, 10 or 01 with equal chances, so that the feature is on a third of that time.
+The task of `paired_texts` has 2m inputs in m pairs (2t, 2t + 1); feature t is the AND of its pair. A pair is
+live with probability s/m and a live pair is 11, 10 or 01 with equal chances, so that the feature is on a
+third of that time.
 
-Pitfall: a background that is drawn anew in each cell would hide a small interaction in its own variance; one that is
-drawn once an item cannot, and items are then the units of every split and interval.
+Pitfall: a background that is drawn anew in each cell would hide a small interaction in its own variance; one
+that is drawn once an item cannot, and items are then the units of every split and interval.
 """
 
 import itertools
@@ -70,8 +72,8 @@ def four_cells(
 ) -> Float[Tensor, "pairs 4 contexts m"]:
     """The four values 00, 01, 10, 11 of each pair; in context c all four have active[c] ones in all.
 
-    What the pair does not take of the active[c] ones goes to other inputs, drawn at random and the same ones for all
-    cells as far as they reach. Needs 2 <= active <= m - 2.
+    What the pair does not take of the active[c] ones goes to other inputs, drawn at random and the same ones
+    for all cells as far as they reach. Needs 2 <= active <= m - 2.
     """
     if int(active.min()) < 2 or int(active.max()) > m - 2:
         raise ValueError(f"between 2 and m - 2 = {m - 2} active inputs, not {active.min()} to {active.max()}")
@@ -98,9 +100,10 @@ def live_pairs(shape: tuple[int, ...], rate: float, generator: torch.Generator) 
 def paired_texts(m: int, s: float, items: int, level: str, generator: torch.Generator) -> PairedTexts:
     """Texts that cross four factors over a background of live pairs at the training rate s/m.
 
-    level "features": the factors are the features 0 to 3. Where one is off its pair is 00, 10 or 01, drawn once an
-    item. level "inputs": the factors are the four inputs of features 0 and 1, so that (0, 1) and (2, 3) are the pairs
-    whose AND the network computes, and the other four are pairs of which it computes nothing.
+    level "features": the factors are the features 0 to 3. Where one is off its pair is 00, 10 or 01, drawn
+    once an item. level "inputs": the factors are the four inputs of features 0 and 1, so that (0, 1) and (2,
+    3) are the pairs whose AND the network computes, and the other four are pairs of which it computes
+    nothing.
     """
     if m < FACTORS:
         raise ValueError(f"{FACTORS} features are probed, and m = {m}")

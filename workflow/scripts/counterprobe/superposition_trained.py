@@ -1,23 +1,25 @@
-"""A small task that needs no XOR, learned in superposition: is the XOR of what the network computes readable anyway?
+"""A small task that needs no XOR, learned in superposition: is the XOR of what the network computes readable
+anyway?
 
-The task. 2m sparse boolean inputs in m pairs; feature t is the AND of pair t, the output is all m features, and nothing
-relates one pair to another. The network embeds the inputs in a residual stream of width d (m features share d neurons
-a layer, superposition where m > d) and has `depth` blocks,
+The task. 2m sparse boolean inputs in m pairs; feature t is the AND of pair t, the output is all m features,
+and nothing relates one pair to another. The network embeds the inputs in a residual stream of width d (m
+features share d neurons a layer, superposition where m > d) and has `depth` blocks,
 
     h ← E x,      h ← h + B_l ReLU(A_l h + b_l),      output = U h + c,
 
-with a squared loss in which ones weigh as much as zeros (an affine read-off of the inputs errs by 1/4 on AND, so that
-the network has to compute). Weights: trained, and the very initialisation that training started from.
+with a squared loss in which ones weigh as much as zeros (an affine read-off of the inputs errs by 1/4 on AND,
+so that the network has to compute). Weights: trained, and the very initialisation that training started from.
 
-Read at the last residual stream, after Hoagy's and Newgas's explanations of accidental XORs (facts in the docstring of
-`superposition.explanations`):
+Read at the last residual stream; what Hoagy's and Newgas's explanations predict of each is in
+`superposition`:
 
     xor_needless     XOR of two features the network computes; no output needs it
     xor_computed     XOR of the two inputs of one feature: their AND is computed, their XOR is not asked for
     xor_uncomputed   XOR of two inputs of different features: no function of the two is asked for
 
-All networks of one depth are one stack (`superposition_training`), whatever their m, d, s and seed. Pitfall: networks
-that have not learned the task prove nothing; `rms_error` is in the table, 1/2 without any information on a balanced mix.
+All networks of one depth are one stack (`superposition_training`), whatever their m, d, s and seed. Pitfall:
+networks that have not learned the task prove nothing; `rms_error` is in the table, 1/2 without any
+information on a balanced mix.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterprobe import superposition_cells, superposition_inputs, superposition_reading, superposition_training
+from counterprobe import (
+    superposition_cells,
+    superposition_inputs,
+    superposition_reading,
+    superposition_training,
+)
 from counterprobe.superposition_cells import network_row
 
 COMPUTED = ((0, 1), (2, 3))
@@ -71,7 +78,11 @@ def plan(spec: Mapping[str, Any]) -> list[Cell]:
     settings = [base]
     for name in base:
         settings += [base | {name: value} for value in spec[name] if base | {name: value} not in settings]
-    return [Cell(**setting, seed=seed) for setting in settings for seed in range(spec["networks"])]
+    return [
+        Cell(**setting | {"s": float(setting["s"])}, seed=seed)
+        for setting in settings
+        for seed in range(spec["networks"])
+    ]
 
 
 def initial(cells: Sequence[Cell]) -> dict[str, Tensor]:
@@ -91,7 +102,9 @@ def initial(cells: Sequence[Cell]) -> dict[str, Tensor]:
             columns = cell.m if name == "unembed" else cell.d
             # He's gain where a ReLU follows; everything else keeps the variance of one unit of the stream.
             scale = (2 if name.startswith("in_") else 1) / cell.d
-            parameters[name][index, :rows, :columns] = torch.randn(rows, columns, generator=generator) * scale**0.5
+            parameters[name][index, :rows, :columns] = (
+                torch.randn(rows, columns, generator=generator) * scale**0.5
+            )
     return parameters
 
 
@@ -111,7 +124,9 @@ def outputs(parameters: Mapping[str, Tensor], inputs: Float[Tensor, "N n inputs"
     return torch.baddbmm(parameters["offset"], residual(parameters, inputs), parameters["unembed"])
 
 
-def train(cells: Sequence[Cell], spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], superposition_training.TrainedStack]:
+def train(
+    cells: Sequence[Cell], spec: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], superposition_training.TrainedStack]:
     """(initial parameters, what training made of them) of networks of one depth, in one stack."""
     start = initial(cells)
     return start, superposition_training.train_stack(
@@ -126,8 +141,8 @@ def train(cells: Sequence[Cell], spec: Mapping[str, Any]) -> tuple[dict[str, Ten
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     """Every row of the experiment, one a network and score.
 
-    spec: base {m, d, s, depth}, m, d, s, depth (lists), networks, steps, batch, learning_rate, items, penalty,
-    dichotomies.
+    spec: base {m, d, s, depth}, m, d, s, depth (lists), networks, steps, batch, learning_rate, items,
+    penalty, dichotomies.
     """
     every = plan(spec)
     controls = superposition_reading.controls(spec["dichotomies"])
@@ -191,7 +206,14 @@ def _rows_of(
     if reason:
         scores = [*expected, ("feature", "accuracy"), ("and", "rms_error")]
         return [
-            network_row(**where, claim=_claim(target, score), target=target, score=score, n_texts=n_texts, reason=reason)
+            network_row(
+                **where,
+                claim=_claim(target, score),
+                target=target,
+                score=score,
+                n_texts=n_texts,
+                reason=reason,
+            )
             for target, score in scores
         ]
     rows = []
@@ -213,13 +235,19 @@ def _rows_of(
             if read_at != level:
                 continue
             for score, value in superposition_reading.average(readings, pairs).items():
-                known = {"estimate": value} if np.isfinite(value) else {"reason": "a basic feature has no direction"}
+                known = (
+                    {"estimate": value}
+                    if np.isfinite(value)
+                    else {"reason": "a basic feature has no direction"}
+                )
                 known |= {"level": superposition_reading.LEVELS[score], "claim": _claim(target, score)}
                 rows.append(network_row(**where, target=target, score=score, n_texts=n_texts, **known))
         if level == "features":
             accuracy = readings["feature"]["accuracy"]
             rows.append(
-                network_row(**where, target="feature", score="accuracy", level=0.5, estimate=accuracy, n_texts=n_texts)
+                network_row(
+                    **where, target="feature", score="accuracy", level=0.5, estimate=accuracy, n_texts=n_texts
+                )
             )
             wanted = flat[..., 0::2] * flat[..., 1::2]
             error = (outputs(parameters, flat) - wanted)[0, :, : cell.m]
@@ -245,7 +273,9 @@ def _mean_square(error: Float[Tensor, "n m"], wanted: Float[Tensor, "n m"]) -> F
 def _claim(target: str, score: str) -> str:
     if target != "xor_needless":
         return ""
-    return {"interaction_ratio": "C05", "accuracy": "C06", "worst_cell": "C06", "selectivity": "C06"}.get(score, "")
+    return {"interaction_ratio": "C05", "accuracy": "C06", "worst_cell": "C06", "selectivity": "C06"}.get(
+        score, ""
+    )
 
 
 def _differences(table: pd.DataFrame) -> list[dict[str, object]]:

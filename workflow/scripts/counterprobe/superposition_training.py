@@ -1,16 +1,19 @@
 """Train many small networks at once: stacked parameters, one Adam, one reason for every run that failed.
 
-Every parameter is a tensor [networks, ...], the loss is one number a network, and what is minimised is the sum of
-those numbers: no network sees another's gradient, so a stack is exactly as many separate runs, in as many kernel
-launches as one run needs. With the tiny matrices of toy models the launches are nearly all of the time.
+Every parameter is a tensor [networks, ...], the loss is one number a network, and what is minimised is the
+sum of those numbers: no network sees another's gradient, so a stack is exactly as many separate runs, in as
+many kernel launches as one run needs. With the tiny matrices of toy models the launches are nearly all of the
+time.
 
-    Adam (Kingma & Ba, arXiv 1412.6980), bias-corrected, learning rate falling linearly to a tenth in the second half.
+    Adam (Kingma & Ba, arXiv 1412.6980), bias-corrected, learning rate falling linearly to a tenth in the
+    second half.
 
-Pitfalls. Networks of different sizes share a stack by zero padding: an all-zero unit gets a zero gradient from a ReLU
-network (its input and its output weights multiply each other), so padding stays zero without a mask, as long as the
-loss ignores padded outputs. A network whose loss stops being finite fills itself with NaN and leaves its neighbours
-alone. Every network draws its weights and data from its own generator, keyed by what it IS (seed, sizes) and not by its
-place in the stack, so it learns the same function alone or in company, up to the order of floating-point sums.
+Pitfalls. Networks of different sizes share a stack by zero padding: an all-zero unit gets a zero gradient
+from a ReLU network (its input and its output weights multiply each other), so padding stays zero without a
+mask, as long as the loss ignores padded outputs. A network whose loss stops being finite fills itself with
+NaN and leaves its neighbours alone. Every network draws its weights and data from its own generator, keyed by
+what it IS (seed, sizes) and not by its place in the stack, so it learns the same function alone or in
+company, up to the order of floating-point sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +24,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 32  # optimiser steps whose inputs are drawn at once: one call a network instead of one a network and step
+CHUNK = (
+    32  # optimiser steps whose inputs are drawn at once: one call a network instead of one a network and step
+)
 
 
 @dataclass(frozen=True)
 class TrainedStack:
-    """Parameters after training, each [N, ...]; the loss at the first and last step [N]; why a run failed ('' = fine)."""
+    """Parameters after training, each [N, ...]; the loss at the first and last step [N]; why a run failed (''
+    = fine).
+    """
 
     parameters: dict[str, Tensor]
     first_loss: Float[Tensor, "N"]
@@ -58,8 +65,8 @@ def train_stack(
         learning_rate: one value, or one a network [N].
         frozen: parameter name -> for each network, whether that parameter stays at its initial value.
 
-    A run is marked as diverged where its loss is not finite at some step, or ends above twice its first value (a run
-    that starts at its optimum, such as the zero output of a collapsed loss, wavers a little above it).
+    A run is marked as diverged where its loss is not finite at some step, or ends above twice its first value
+    (a run that starts at its optimum, such as the zero output of a collapsed loss, wavers a little above it).
     """
     weights = {name: value.detach().clone().requires_grad_(True) for name, value in parameters.items()}
     first_moment = {name: torch.zeros_like(value) for name, value in parameters.items()}
@@ -91,7 +98,9 @@ def train_stack(
                 first_moment[name].lerp_(gradient, 1 - beta1)
                 second_moment[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 scale = second_moment[name].sqrt().div_(correction).add_(tiny)
-                weight.sub_(first_moment[name].div(scale).mul_(rates[name] * (decay / (1 - beta1 ** (step + 1)))))
+                weight.sub_(
+                    first_moment[name].div(scale).mul_(rates[name] * (decay / (1 - beta1 ** (step + 1))))
+                )
                 weight.grad = None
     reasons = tuple(_reason(at, start, end) for at, start, end in zip(failed_at, first, last, strict=True))
     return TrainedStack({name: weight.detach() for name, weight in weights.items()}, first, last, reasons)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from counterprobe import (
+    superposition_cells,
+    superposition_constructed,
+    superposition_inputs,
+    superposition_reading,
+)
+from counterprobe.superposition_training import generator
+
+
+def test_the_connection_probability_is_that_of_the_construction():
+    # log(100)² = 21.2076: facts that do not come from the code.
+    assert superposition_constructed.connection_probability(100, 100) == pytest.approx(2.12076, abs=1e-5)
+    assert superposition_constructed.connection_probability(100, 449) > 1
+    assert superposition_constructed.connection_probability(100, 450) < 1
+    assert superposition_constructed.connection_probability(100, 1800) < 0.5
+
+
+def test_sizes_at_which_the_construction_does_not_exist_are_in_the_table():
+    spec = {"m": 100, "widths": [400, 512], "s": [2], "pairs": 4, "contexts": 4, "networks": 3}
+    cells = superposition_cells.cells(
+        superposition_cells.networks(superposition_constructed.universal_rows(spec))
+    )
+    missing = cells[(cells.d == 400) & (cells.score == "max_error")]
+    assert (missing.excluded == 3).all()
+    assert (missing.n_networks == 0).all()
+    assert missing.reason.str.startswith("p = log²(100)/√400 = 1.06 > 1").all()
+    assert set(missing.readout) == {"mean", "mean_centred"}
+    there = cells[(cells.d == 512) & (cells.score == "max_error")]
+    assert (there.n_networks == 3).all()
+    with pytest.raises(ValueError, match=r"1\.06"):
+        superposition_constructed.bernoulli_weights(3, 3, 1.06, generator(0))
+
+
+def test_a_neuron_counts_its_active_inputs_but_one():
+    weights = torch.tensor([[1.0, 1, 1, 0]])
+    inputs = torch.tensor([[0.0, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]])
+    assert superposition_constructed.hidden(weights, inputs)[:, 0].tolist() == [0, 0, 1, 2]
+
+
+def test_the_mean_read_off_is_exact_for_the_pair_alone_and_biased_by_p_for_each_other():
+    draws = generator(2)
+    m, d, p = 40, 4096, 0.3
+    weights = superposition_constructed.bernoulli_weights(m, d, p, draws)
+    pairs = superposition_inputs.random_pairs(m, 12, draws)
+    inputs = superposition_inputs.four_cells(m, pairs, torch.full((8,), 2), draws)
+    errors, reason = superposition_constructed.universal_errors(weights, pairs, inputs)
+    assert reason == ""
+    assert errors[:, 3].abs().max() < 1e-5
+    assert errors[:, 1:3].mean().item() == pytest.approx(p, abs=0.02)
+    assert errors[:, 0].mean().item() == pytest.approx(p**2, abs=0.02)
+
+
+def test_pairs_without_a_common_neuron_are_a_reason():
+    weights = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])
+    pairs = torch.tensor([[0, 1], [0, 2]])
+    inputs = superposition_inputs.four_cells(4, pairs, torch.tensor([2]), generator(0))
+    _, reason = superposition_constructed.universal_errors(weights, pairs, inputs)
+    assert reason == "1 of 2 pairs have no neuron connected to both inputs"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.15, 0.4])
+def test_the_analytic_interaction_is_the_measured_one(p):
+    m, s = 8, 2.0
+    draws = generator(11, round(100 * p))
+    weights = superposition_constructed.designated_weights(m, 48, p, draws)
+    texts = superposition_inputs.paired_texts(m, s, 6000, "features", draws)
+    hidden = superposition_constructed.hidden(weights, texts.inputs)
+    analytic = superposition_constructed.analytic_interaction(weights, s / m)
+    measured = superposition_reading.interactions(hidden, texts.cells, [(0, 1)])[0, 1]
+    # Neuron by neuron first: an oracle that does not square anything.
+    signs = (2 * texts.cells[:, 0].float() - 1) * (2 * texts.cells[:, 1].float() - 1)
+    delta = torch.einsum("c,icd->id", signs / 4, hidden)
+    served = weights[:, 0::2]
+    both = served[:, 0] * served[:, 1]
+    expected = both / 9 * (1 / 6) ** served[:, 2:4].sum(dim=1) * (1 - s / m) ** served[:, 4:].sum(dim=1)
+    error = delta.std(dim=0) / len(delta) ** 0.5
+    assert ((delta.mean(dim=0) - expected).abs() <= 5 * error + 1e-6).all()
+    assert measured == pytest.approx(analytic, rel=0.15, abs=1e-9)
+
+
+def test_exclusive_neurons_share_nothing():
+    weights = superposition_constructed.designated_weights(5, 12, 0.0, generator(0))
+    assert (weights.sum(dim=1) == 2).all()
+    assert weights[:, 0::2].sum(dim=0).tolist() == [3, 3, 2, 2, 2]
+
+
+def test_superposed_inputs_see_unit_features_and_cross_talk():
+    gram = superposition_constructed.superposed(20, generator(1))
+    torch.testing.assert_close(gram.diagonal(), torch.ones(20))
+    assert np.linalg.matrix_rank(gram.numpy()) == 10
+
+
+def test_a_designated_network_that_cannot_be_is_excluded():
+    spec = {"base": {"m": 6, "d": 8, "s": 1, "p": 0.5}, "m": [], "d": [], "s": [], "p": [1.2], "networks": 2}
+    spec |= {"items": 12, "penalty": 0.001, "dichotomies": 2}
+    table = superposition_cells.networks(superposition_constructed.designated_rows(spec))
+    impossible = table[table.p == 1.2]
+    assert (impossible.reason == "p = 1.2 > 1 is no probability").all()
+    assert set(impossible.score) == set(table[table.p == 0.5].score)
