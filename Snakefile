@@ -39,12 +39,14 @@ include: "workflow/rules/statements.smk"
 include: "workflow/rules/checkpoints.smk"
 include: "workflow/rules/activations.smk"
 include: "workflow/rules/probes.smk"
+include: "workflow/rules/superposition.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 
 
 rule all:
     input:
-        collect("<results>/tables/{table}.parquet", table=TABLES),
+        collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES),
         collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
+        collect("<results>/figures/superposition/{toy}.{format}", toy=TOYS, format=FORMATS),
     default_target: True

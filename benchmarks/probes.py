@@ -3,15 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/probes.py            n = 4000, d = 512, K = 300: two minutes
     OMP_NUM_THREADS=1 python benchmarks/probes.py --small    n = 1200, d = 128, K = 75: the default experiment
 
-Same objective (C = 1); standardised float32 features with a power-law spectrum; labels from separable to nearly
-random. scikit-learn runs as people run it (lbfgs, tol 1e-4, one fit a column) at its best setting, one BLAS
-thread (two are 20 times slower); this solver with the threads in OMP_NUM_THREADS. Coefficients of both are held
-against scikit-learn's newton-cholesky in float64 at tol 1e-12, on every sixth column, which are also the ones
-that scikit-learn is timed on.
+Same objective (C = 1); standardised float32 features with a power-law spectrum; labels from separable to
+nearly random. scikit-learn runs as people run it (lbfgs, tol 1e-4, one fit a column) at its best setting, one
+BLAS thread (two are 20 times slower); this solver with the threads in OMP_NUM_THREADS. Coefficients of both
+are held against scikit-learn's newton-cholesky in float64 at tol 1e-12, on every sixth column, which are also
+the ones that scikit-learn is timed on.
 
-Repeats of the two alternate and the best of each counts, in wall and in processor time: on a busy machine only
-the second means anything, and only with one thread. The rate of a float32 product is measured between them, and
-the share of it that was reached counts the two products of each iteration and nothing else.
+Repeats of the two alternate and the best of each counts, in wall and in processor time: on a busy machine
+only the second means anything, and only with one thread. The rate of a float32 product is measured between
+them, and the share of it that was reached counts the two products of each iteration and nothing else.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TOLERANCES = (1e-3, 1e-4, 1e-5)
 
 
 def problem(n: int, d: int, n_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features with variances 1/j in a random basis; labels the sign of a linear score plus 0 … 3 sd of noise."""
+    """Features with variances 1/j in a random basis; labels the sign of a score plus 0 … 3 sd of noise."""
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((d, d)))[0]
     features = (rng.standard_normal((n, d)) / np.sqrt(np.arange(1, d + 1))) @ rotation

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterprobe import superposition_inputs
+from counterprobe.progress import UserError
 from counterprobe.superposition_training import generator
 
 
@@ -49,7 +50,7 @@ def test_four_cells_have_the_asked_number_of_active_inputs(m, data, seed):
 def test_four_cells_refuse_what_cannot_be():
     pairs = torch.tensor([[0, 1]])
     for active in (1, 5):
-        with pytest.raises(ValueError, match=f"not {active} to {active}"):
+        with pytest.raises(UserError, match=f"not {active} to {active}; change s or m"):
             superposition_inputs.four_cells(6, pairs, torch.tensor([active]), generator(0))
 
 
@@ -80,7 +81,7 @@ def test_inputs_of_probed_texts_are_their_cells():
 
 
 def test_probed_texts_need_four_features_and_a_known_level():
-    with pytest.raises(ValueError, match="m = 3"):
+    with pytest.raises(UserError, match="m = 3; raise m"):
         superposition_inputs.paired_texts(3, 1.0, 4, "features", generator(0))
     with pytest.raises(ValueError, match="'words'"):
         superposition_inputs.paired_texts(5, 1.0, 4, "words", generator(0))

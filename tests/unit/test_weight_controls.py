@@ -591,6 +591,9 @@ def test_health_marks_a_layer_that_lost_its_variation_or_its_blocks_and_only_tha
     assert collapsed(flat) == [False, False, True, False]
     assert collapsed(idle) == [False, True, True, True]
     assert collapsed(lazy_once) == [False] * 4
+    # A first block that writes a thousand times its tiny embedding is no measure for a control.
+    loud = statistics([1e-3 * shared_token, *trained[1:]])
+    assert not weight_controls.health(loud, statistics(healthy))["collapsed"].any()
     with np.errstate(invalid="ignore"):
         broken = [shared_token, cloud(rng), np.full((200, 16), np.inf), cloud(rng)]
         assert collapsed(broken)[2]

@@ -1,6 +1,7 @@
 """Toy networks whose answer is known: trained, written down, random; one table of cells, one of verdicts, five figures."""
 
-TOYS = ("trained", "constructed", "genericity", "redundancy", "geometry")
+TOYS = tuple(config["run"]["toys"])
+TOY_TABLES = ("superposition", "superposition_verdicts") if TOYS else ()
 
 
 rule train_toys:

@@ -259,6 +259,7 @@ def needed_and_needless(
     answers = behaviour[
         (behaviour.weights == "trained")
         & (behaviour.design == design.name)
+        & (behaviour.score == "accuracy")
         & behaviour.target.isin(design.needed)
     ]
     return pd.concat([at_best_layer(probes, rows), answers[~answers.bos]], ignore_index=True)

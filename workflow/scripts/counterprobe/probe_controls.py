@@ -33,7 +33,7 @@ from torch import Tensor
 from counterprobe import (
     designs,
     label_controls,
-    linear_probes,
+    probes,
     probe_grid,
     progress,
     splits,
@@ -149,7 +149,7 @@ def _dichotomies(
             features[fold.train], repeated[fold.train], REFERENCE, np.repeat(penalties, labels.shape[1])
         )
         correct = (
-            linear_probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
+            probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
         )
         correct = correct.reshape(len(fold.test), len(penalties), labels.shape[1])
         for column, target in enumerate(targets):
@@ -187,7 +187,7 @@ def _shuffled(
         fit = probe_grid.fit_probe(
             features[fold.train], y[fold.train], REFERENCE, np.tile(real.penalties[index], repeats)
         )
-        correct = linear_probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
+        correct = probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
         mean[fold.test] = correct.reshape(len(fold.test), repeats, n_labels).mean(axis=1)
     row = {**site, "control": "shuffled", "score": "accuracy", "level": 0.5}
     yield from _paired(mean, resampling, list(designs.targets(design)), row)

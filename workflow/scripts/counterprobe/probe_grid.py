@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterprobe import designs, linear_probes, progress, splits, statistics, tables
+from counterprobe import designs, probes, progress, splits, statistics, tables
 from counterprobe.activations import Store
 from counterprobe.designs import Design
-from counterprobe.linear_probes import LinearProbe
+from counterprobe.probes import LinearProbe
 from counterprobe.revisions import step_of
 from counterprobe.splits import Fold, NotTestable
 from counterprobe.statistics import Interval
@@ -250,7 +250,7 @@ def inner_bits(
     for train_rows, valid_rows in fold.inner:
         train_part, valid_part = _parts(features, train_rows, valid_rows, prepare)
         fit = fit_probe(train_part, labels[train_rows].repeat(1, len(penalties)), REFERENCE, grid)
-        scored = linear_probes.score_texts(fit, valid_part, labels[valid_rows].repeat(1, len(penalties)))
+        scored = probes.score_texts(fit, valid_part, labels[valid_rows].repeat(1, len(penalties)))
         total += scored.bits.mean(dim=0).cpu().numpy()
     return (total / len(fold.inner)).reshape(len(penalties), n_labels)
 
@@ -260,8 +260,8 @@ def fit_probe(
 ) -> LinearProbe:
     """One probe a column, as directions and intercepts in the space of the raw activations."""
     if kind == REFERENCE:
-        return linear_probes.logistic(features, labels, torch.as_tensor(penalties))
-    return {"mass_mean": linear_probes.mass_mean, "lda": linear_probes.lda}[kind](features, labels)
+        return probes.logistic(features, labels, torch.as_tensor(penalties))
+    return {"mass_mean": probes.mass_mean, "lda": probes.lda}[kind](features, labels)
 
 
 def refit(
@@ -411,7 +411,7 @@ class _Collector:
         features: Float[Tensor, "m d"],
         labels: Bool[Tensor, "m K"],
     ) -> None:
-        scored = linear_probes.score_texts(fit, features, labels)
+        scored = probes.score_texts(fit, features, labels)
         for name, total in self.sums.items():
             total[rows] += getattr(scored, name).double().cpu().numpy()
         self.count[rows] += 1

@@ -134,7 +134,7 @@ def solve(
     `max_iterations` says so in `converged`: whether that matters is for the caller to judge.
 
     UserError: a feature that is not finite, a column with one class, a negative penalty or weight, and
-    penalty 0 where the classes are separable, for then there is no minimum.
+    penalty 0 where a plane separates the classes, for then there is no minimum.
     """
     n, n_columns = labels.shape
     penalty = torch.as_tensor(penalty, dtype=features.dtype, device=features.device).expand(n_columns)
@@ -155,20 +155,22 @@ def solve(
         )
         for columns in (slice(first, first + block) for first in range(0, n_columns, block))
     ]
-    solution, gradient = (torch.cat([part[i] for part in parts]).double() for i in (0, 1))
-    iterations, converged = (torch.cat([part[i] for part in parts]) for i in (2, 3))
+    solution, gradient, iterations, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     unbounded = (penalty == 0) & ~converged
     if unbounded.any():
         raise UserError(
             f"{_name(int(unbounded.nonzero()[0]), names)}: no minimum found with penalty 0, the classes are "
             "separable or nearly so; use a penalty > 0"
         )
-    coefficients = basis.vectors @ solution[:, :-1].T
-    # The solver's intercept belongs to centred features, and so does its gradient.
-    intercepts = solution[:, -1] - basis.mean @ coefficients
-    slopes = basis.vectors @ gradient[:, :-1].T + basis.mean[:, None] * gradient[:, -1]
-    norm = (slopes.square().sum(0) + gradient[:, -1].square()).sqrt()
-    return LogisticFit(coefficients, intercepts, norm, iterations, converged)
+    # The solver's intercept and gradient belong to centred and rotated features.
+    coefficients = (basis.vectors @ solution[:, :-1].T).double()
+    intercepts = solution[:, -1].double() - basis.mean @ coefficients
+    to_intercept = gradient[:, -1:].double()
+    towards_mean = basis.vectors.T.double() @ basis.mean
+    outside = basis.mean.square().sum() - towards_mean.square().sum()
+    inside = gradient[:, :-1] + to_intercept * towards_mean
+    squares = inside.square().sum(1) + to_intercept[:, 0].square() * (1 + outside.clamp(min=0))
+    return LogisticFit(coefficients, intercepts, squares.sqrt(), iterations, converged)
 
 
 def _name(column: int, names: Sequence[str] | None) -> str:
@@ -235,8 +237,7 @@ def _eigenbasis(features: Float[Tensor, "n d"]) -> _Eigenbasis:
     precision = torch.float64 if ill_scaled else features.dtype
     gram = sum(rows.T @ rows for rows in (part.to(precision) for part in centred.split(ROWS_AT_ONCE)))
     vectors = torch.linalg.eigh(gram)[1].to(features.dtype)
-    rotated = centred @ torch.nn.functional.pad(vectors, (0, 1))
-    rotated[:, -1] = 1
+    rotated = torch.cat([centred @ vectors, centred.new_ones(n, 1)], 1)
     # What the products will see, rather than the eigenvalues, which the rounding of `rotated` has changed.
     spectrum = rotated.square().sum(0)
     return _Eigenbasis(
@@ -244,7 +245,7 @@ def _eigenbasis(features: Float[Tensor, "n d"]) -> _Eigenbasis:
         spectrum=spectrum,
         negligible=spectrum <= (32 * torch.finfo(features.dtype).eps) ** 2 * spectrum[:-1].max(),
         mean=mean.double(),
-        vectors=vectors.double() if span is None else span.double() @ vectors.double(),
+        vectors=vectors if span is None else span @ vectors,
     )
 
 
@@ -280,7 +281,7 @@ class _Batch:
         self._differentiate()
 
     def move_to(self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, " K"]) -> None:
-        self.u[:, :-1] = (self.basis.vectors.T @ coefficients.double()).T
+        self.u[:, :-1] = (self.basis.vectors.T.double() @ coefficients.double()).T
         self.u[:, -1] = intercepts.double() + self.basis.mean @ coefficients.double()
         torch.mm(self.u, self.basis.rotated.T, out=self.margins)
         self._predict()
@@ -489,8 +490,8 @@ def lda(
 ) -> LinearProbe:
     """Fisher's discriminant (Σ + ρI)⁻¹(μ₁ − μ₀), boundary through the midpoint of the means.
 
-    Σ is the pooled within-class covariance (divided by n), ρ = `ridge` × the mean total variance of a feature,
-    the same for all columns. With δ = μ₁ − μ₀ and π the share of class 1, the total covariance is
+    Σ is the pooled within-class covariance (divided by n), ρ = `ridge` × the mean variance of a feature, the
+    same for all columns. With δ = μ₁ − μ₀, π the share of class 1, the total covariance is
     T = Σ + π(1 − π)δδᵀ, so by Sherman and Morrison (1950) the direction is v / (1 − π(1 − π) δ·v) with
     v = (T + ρI)⁻¹δ: ONE Cholesky factor of T + ρI serves every column, permuted labels included. float64.
 

@@ -98,10 +98,11 @@ def build(
 def world(corpus: Mapping[str, Any], resources: str | Path) -> World:
     """Draw items and carriers for a corpus.
 
-    `corpus`: {topics: {cities: 48, animals: 48}, carriers: 16, answer: none, seed: 0}. Items are drawn with
-    as equal a number of each class as the tables allow and at least two of a class; `carriers` is the number
-    of name pairs and of suffix pairs. Equal seeds give equal worlds; the answer changes nothing else. Raises
-    UserError where a table is malformed or too small, or a word has two roles.
+    `corpus`: {topics: {cities: 48, animals: 48}, classes: 8, carriers: 16, answer: none, seed: 0}. Items are
+    drawn from at most `classes` classes of each topic, as equal a number of each as the tables allow and at
+    least two of a class; `carriers` is the number of name pairs and of suffix pairs. Equal seeds give equal
+    worlds; the answer changes nothing else. Raises UserError where a table is malformed or too small, or a
+    word has two roles.
     """
     resources = Path(resources)
     seed = int(corpus.get("seed", 0))
@@ -125,9 +126,10 @@ def world(corpus: Mapping[str, Any], resources: str | Path) -> World:
     # A generator for each purpose: more cities must not change the names.
     rng = {use: np.random.default_rng([seed, i]) for i, use in enumerate(("names", "suffixes", *TOPICS))}
     n = int(corpus["carriers"])
+    most_classes = int(corpus.get("classes", 16))
     return World(
         items={
-            topic: _draw_items(topic, tables[topic], int(k), rng[topic])
+            topic: _draw_items(topic, tables[topic], int(k), most_classes, rng[topic])
             for topic, k in corpus["topics"].items()
         },
         name_pairs=_draw_pairs("names.csv", names, ("female", "male"), n, rng["names"]),
@@ -498,7 +500,7 @@ def _refuse_second_roles(
 
 
 def _draw_items(
-    topic: str, table: Sequence[tuple[str, str]], n: int, rng: np.random.Generator
+    topic: str, table: Sequence[tuple[str, str]], n: int, most_classes: int, rng: np.random.Generator
 ) -> tuple[tuple[str, str], ...]:
     """`n` items dealt class by class: none has two more than another unless the table runs out of it."""
     queues: dict[str, list[str]] = {}
@@ -506,7 +508,7 @@ def _draw_items(
         word, group = table[index]
         queues.setdefault(group, []).append(word)
     usable = sorted(group for group, queue in queues.items() if len(queue) >= 2)
-    groups = [usable[i] for i in rng.permutation(len(usable))[: max(2, n // 2)]]
+    groups = [usable[i] for i in rng.permutation(len(usable))[: max(2, min(n // 2, most_classes))]]
     available = sum(len(queues[group]) for group in groups)
     if not 4 <= n <= available:
         raise UserError(

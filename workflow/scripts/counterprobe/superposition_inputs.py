@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterprobe.progress import UserError
+
 FACTORS = 4
 
 
@@ -73,10 +75,13 @@ def four_cells(
     """The four values 00, 01, 10, 11 of each pair; in context c all four have active[c] ones in all.
 
     What the pair does not take of the active[c] ones goes to other inputs, drawn at random and the same ones
-    for all cells as far as they reach. Needs 2 <= active <= m - 2.
+    for all cells as far as they reach. UserError unless 2 <= active <= m - 2.
     """
     if int(active.min()) < 2 or int(active.max()) > m - 2:
-        raise ValueError(f"between 2 and m - 2 = {m - 2} active inputs, not {active.min()} to {active.max()}")
+        raise UserError(
+            f"superposition: {m} inputs take 2 to {m - 2} active ones, not {active.min()} to {active.max()}; "
+            "change s or m"
+        )
     n_pairs, n_contexts = len(pairs), len(active)
     keys = torch.rand(n_pairs, n_contexts, m, generator=generator)
     keys.scatter_(2, pairs[:, None, :].expand(-1, n_contexts, -1), 2.0)
@@ -106,7 +111,7 @@ def paired_texts(m: int, s: float, items: int, level: str, generator: torch.Gene
     nothing.
     """
     if m < FACTORS:
-        raise ValueError(f"{FACTORS} features are probed, and m = {m}")
+        raise UserError(f"superposition: {FACTORS} features are probed, and m = {m}; raise m")
     cells = torch.tensor([[bool(cell >> bit & 1) for bit in range(FACTORS)] for cell in range(2**FACTORS)])
     inputs = live_pairs((items, m), min(1.0, s / m), generator).unsqueeze(1).repeat(1, len(cells), 1)
     if level == "inputs":

@@ -2,7 +2,7 @@
 
 The texts cross four factors in all 16 cells within each item (`superposition_inputs.paired_texts`). Items are
 the units: one half trains the probes, the other half is scored. Nothing here is a probe of its own:
-`linear_probes.logistic`, the dichotomies and shuffled labels of `label_controls` and the U-statistic of
+`probes.logistic`, the dichotomies and shuffled labels of `label_controls` and the U-statistic of
 `statistics` are those that language models are read with.
 
     accuracy           of the logistic probe on held-out items; level .5
@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterprobe import label_controls, linear_probes, statistics
+from counterprobe import label_controls, probes, statistics
 
 FACTORS = ("0", "1", "2", "3")
 ALL_PAIRS = tuple(combinations(range(4), 2))
@@ -73,10 +73,8 @@ def read(
     columns = torch.from_numpy(np.concatenate([labels, shuffled], axis=1))
     half = n_items // 2 * n_cells
     rows = activations.reshape(-1, d).float()
-    probe = linear_probes.logistic(
-        rows[:half], columns[:half], torch.full((columns.shape[1],), float(penalty))
-    )
-    scored = linear_probes.score_texts(probe, rows[half:], columns[half:])
+    probe = probes.logistic(rows[:half], columns[:half], float(penalty))
+    scored = probes.score_texts(probe, rows[half:], columns[half:])
     correct = scored.correct.double().numpy().reshape(-1, n_cells, columns.shape[1])
     by_cell = correct.mean(axis=0)
     accuracy = by_cell.mean(axis=0)

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from scipy import optimize, stats
 from torch import Tensor
 
-from counterprobe import linear_probes, superposition_cells, superposition_training
+from counterprobe import probes, superposition_cells, superposition_training
 from counterprobe.superposition_cells import network_row
 
 # Probits are taken of accuracies at least this far from .5 and from 1: beyond it they are noise or a ceiling.
@@ -66,10 +66,8 @@ def held_out_accuracy(
     features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"], train: int, penalty: float
 ) -> Float[np.ndarray, "K"]:
     """Accuracy of the common probe on the rows after the first `train`."""
-    probe = linear_probes.logistic(
-        features[:train], labels[:train], torch.full((labels.shape[1],), float(penalty))
-    )
-    return linear_probes.score_texts(probe, features[train:], labels[train:]).correct.mean(dim=0).numpy()
+    probe = probes.logistic(features[:train], labels[:train], float(penalty))
+    return probes.score_texts(probe, features[train:], labels[train:]).correct.mean(dim=0).numpy()
 
 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:

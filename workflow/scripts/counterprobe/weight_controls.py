@@ -394,10 +394,11 @@ def health(trained: ActivationStatistics, control: ActivationStatistics) -> pd.D
     A layer is collapsed, and the rung not a control there, if any of these holds for COLLAPSE_FACTOR = 10: a
     statistic is not finite; texts vary along fewer than 1/10 of the directions (participation ratio) they
     vary along in the trained model; or the blocks up to there write, on average, less than 1/10 of the share
-    of the residual that trained blocks write (`block_ratio`: the layer is nearly the embedding). The average,
-    because one block of a trained model may write several times the residual, which no control owes. Layers
-    without variation in the trained model cannot be judged and are not collapsed. The residual norm is
-    reported and not judged: every reader of the residual stream normalises it first, and probes standardise.
+    r / (1 + r) that trained blocks write, r being `block_ratio`: the layer is nearly the embedding. A share
+    and an average, because one block of a trained model may write many times the residual, which no control
+    owes. Layers without variation in the trained model cannot be judged and are not collapsed. The residual
+    norm is reported and not judged: every reader of the residual stream normalises it first, and probes
+    standardise.
     """
     if len(trained.residual_norm) != len(control.residual_norm):
         raise ValueError(
@@ -410,6 +411,7 @@ def health(trained: ActivationStatistics, control: ActivationStatistics) -> pd.D
     broken = ~np.isfinite(control.residual_norm) | ~np.isfinite(control.participation_ratio)
     flat = control.participation_ratio * COLLAPSE_FACTOR < trained.participation_ratio
     idle = np.full(len(flat), False)
-    written, expected = (np.cumsum(ratios.block_ratio[1:]) for ratios in (control, trained))
+    ratios = (control.block_ratio[1:], trained.block_ratio[1:])
+    written, expected = (np.cumsum(ratio / (1 + ratio)) for ratio in ratios)
     idle[1:] = written * COLLAPSE_FACTOR < expected
     return pd.DataFrame({**columns, "collapsed": broken | flat | idle})

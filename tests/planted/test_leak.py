@@ -1,0 +1,33 @@
+"""The published layout: an additive representation read below one half by rows, at one half by items or names."""
+
+import numpy as np
+import pytest
+
+from counterprobe import planted
+
+SPEC = {
+    "planted": {"items": 748, "classes": 60, "names": 16, "width": 128, "noise": 0.1, "seeds": 20},
+    "probes": {"penalties": [0.001, 0.01, 0.1], "inner_folds": 2, "outer_folds": 4, "seed": 0},
+    "statistics": {"resamples": 300, "confidence": 0.95},
+    "design": {"protocols": ["items", "published"]},
+}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    table = planted.leak(SPEC, device="cpu")
+    return table[table.score == "accuracy"]
+
+
+@pytest.mark.parametrize("target", ["negated^match", "speaker^negated"])
+def test_rows_at_random_read_an_xor_that_is_not_there_far_below_one_half(scores, target):
+    published = scores[(scores.protocol == "published") & (scores.target == target)]
+    assert len(published) == 20
+    assert published.estimate.mean() < 0.4
+
+
+@pytest.mark.parametrize("target", ["negated^match", "speaker^negated"])
+def test_items_held_out_read_it_at_one_half(scores, target):
+    grouped = scores[(scores.protocol == "items") & (scores.target == target)]
+    assert abs(grouped.estimate.mean() - 0.5) < 0.02
+    assert np.mean((grouped.lower <= 0.5) & (grouped.upper >= 0.5)) >= 0.9

@@ -1,0 +1,84 @@
+"""Jobs of an experiment, known from its configuration alone."""
+
+import copy
+
+import pytest
+
+from counterprobe import plan
+from counterprobe.progress import UserError
+from counterprobe.revisions import PYTHIA_STEPS, powers_of_two, revisions, step_of
+
+CONFIG = {
+    "models": {
+        "m": {"source": "train", "training": {"steps": 6}, "revisions": "log2"},
+        "d": {"source": "directory", "path": "x"},
+        "h": {"source": "hub", "repo": "a/b", "revisions": "pythia"},
+    },
+    "designs": {
+        "f": {"source": "statements", "layout": "factorial", "protocols": ["carriers", "items"]},
+        "r": {"source": "statements", "layout": "rax", "protocols": ["items", "published"]},
+        "c": {"source": "csv", "protocols": ["items"]},
+    },
+    "run": {"models": ["m"], "designs": ["f", "r"], "controls": ["init", "gaussian"], "last_only": ["r"]},
+    "controls": {"revisions": "last"},
+}
+
+
+def config(**run):
+    made = copy.deepcopy(CONFIG)
+    made["run"] |= run
+    return made
+
+
+@pytest.mark.parametrize(("last", "steps"), [(1, (0, 1)), (2, (0, 1, 2)), (6, (0, 1, 2, 4, 6)), (8, (0, 1, 2, 4, 8))])
+def test_powers_of_two_end_in_the_last_step(last, steps):
+    assert powers_of_two(last) == steps
+
+
+def test_schedules():
+    assert revisions(CONFIG["models"]["m"]) == ("step0", "step1", "step2", "step4", "step6")
+    assert revisions(CONFIG["models"]["d"]) == ("main",)
+    assert len(revisions(CONFIG["models"]["h"])) == len(PYTHIA_STEPS) == 154
+    assert len(revisions({"source": "hub", "revisions": "log2"})) == 20
+    assert revisions({"source": "hub", "revisions": ["main"]}) == ("main",)
+    with pytest.raises(UserError, match="log3"):
+        revisions({"source": "hub", "revisions": "log3"})
+
+
+@pytest.mark.parametrize(("revision", "step"), [("step0", 0), ("step143000", 143000), ("main", -1), ("12", -1), ("stepx", -1)])
+def test_step_of(revision, step):
+    assert step_of(revision) == step
+
+
+def test_rungs_and_last_only_designs_stand_at_the_last_revision_only():
+    units = list(plan.units(config()))
+    assert {u.revision for u in units if u.design == "f" and u.weights == "trained"} == set(revisions(CONFIG["models"]["m"]))
+    assert {u.revision for u in units if u.design == "r" or u.weights != "trained"} == {"step6"}
+    assert {u.weights for u in units} == {"trained", "init", "gaussian"}
+    assert len(units) == len(set(units)) == 5 + 1 + 2 * 2
+
+
+def test_label_controls_on_trained_weights_of_controlled_revisions():
+    assert [(u.revision, u.weights, u.design) for u in plan.controlled_units(config())] == [("step6", "trained", "f")]
+
+
+def test_only_generated_factorial_texts_are_answered():
+    assert {u.design for u in plan.answering_units(config(designs=["f", "r", "c"]))} == {"f"}
+
+
+def test_figures_follow_the_designs():
+    assert set(plan.figures(config())) == {"f/layers_by_step", "f/ladder", "f/needed", "r/leak"}
+    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"c/layers_by_step"}
+
+
+def test_a_controlled_revision_has_to_exist():
+    wrong = config()
+    wrong["controls"] = {"revisions": ["step5"]}
+    with pytest.raises(UserError, match="m has no revision step5"):
+        list(plan.units(wrong))
+
+
+def test_jobs_grow_linearly_with_the_suite():
+    suite = config(models=[f"h{size}" for size in range(8)], controls=["init", "gaussian"], designs=["f"], last_only=[])
+    suite["models"] |= {f"h{size}": CONFIG["models"]["h"] for size in range(8)}
+    assert len(list(plan.units(suite))) == 8 * (154 + 2)

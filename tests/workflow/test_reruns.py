@@ -1,0 +1,145 @@
+"""One change at a time: exactly the rules whose configuration or code it touches would run again."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+SMOKE = ("--configfile", "config/smoke.yaml")
+FIGURES = {"draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+
+
+@pytest.fixture
+def changed(smoke):
+    """Write a file for the length of a test."""
+    saved: dict[Path, bytes] = {}
+
+    def change(path: str, text: str) -> None:
+        file = smoke.root / path
+        saved.setdefault(file, file.read_bytes())
+        file.write_text(text)
+
+    yield change
+    for file, content in saved.items():
+        file.write_bytes(content)
+
+
+def overlay(smoke, **changes):
+    """The smoke experiment with some keys set, as canonical YAML."""
+    config = yaml.safe_load((smoke.root / "config/smoke.yaml").read_text())
+    for dotted, value in changes.items():
+        *sections, key = dotted.split("__")
+        place = config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return yaml.safe_dump(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("statistics__resamples", 300, {"measure_behaviour", "train_probes", "control_probes", "probe_planted"}),
+        ("probes__shuffles", 3, {"train_probes", "control_probes", "probe_planted"}),
+        ("planted__noise", 0.2, {"probe_planted"}),
+        ("activations__token_budget", 4096, {"extract_activations"}),
+        ("controls__seeds", 3, {"extract_activations"}),
+        ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
+        ("corpora__small__seed", 1, {"train_model", "write_design"}),
+        ("designs__factorial_small__seed", 1, {"write_design", "audit_design"}),
+        (
+            "designs__rax_small__protocols",
+            ["items", "published"],
+            {"write_design", "audit_design", "train_probes", "probe_planted"},
+        ),
+    ],
+)
+def test_a_key_of_the_configuration(smoke, changed, key, value, expected):
+    changed("config/smoke.yaml", overlay(smoke, **{key: value}))
+    assert smoke.triggered(*SMOKE) == expected
+
+
+def test_more_models_designs_and_controls_rerun_nothing_that_is_there(smoke, changed):
+    text = overlay(
+        smoke,
+        run__controls=["init", "gaussian"],
+        models__other={"source": "train", "corpus": "small", "training": {"steps": 4}},
+        run__models=["tiny", "other"],
+        designs__factorial_other={
+            **yaml.safe_load((smoke.root / "config/smoke.yaml").read_text())["designs"]["factorial_small"],
+            "seed": 5,
+        },
+        run__designs=["factorial_small", "rax_small", "factorial_other"],
+    )
+    changed("config/smoke.yaml", text)
+    assert smoke.triggered(*SMOKE) == set()
+
+
+def test_the_order_of_keys_and_how_a_number_is_written_change_nothing(smoke, changed):
+    config = yaml.safe_load((smoke.root / "config/smoke.yaml").read_text())
+    reordered = {key: config[key] for key in reversed(config)}
+    changed("config/smoke.yaml", yaml.safe_dump(reordered, sort_keys=False).replace("noise: 0.1", "noise: 0.10"))
+    assert smoke.triggered(*SMOKE) == set()
+
+
+MODULES = {
+    "planted": {"probe_planted"},
+    "probe_controls": {"control_probes"},
+    "behaviour": {"measure_behaviour"},
+    "embedded_model": {"train_model"},
+    "plots": FIGURES,
+    "probes": {"train_probes", "control_probes", "probe_planted", "audit_design"},
+    "probe_grid": {"train_probes", "control_probes", "probe_planted"},
+    "label_controls": {"control_probes"},
+    "progress": set(),
+    "plan": set(),
+    "configuration": set(),
+}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_of_the_library(smoke, changed, module):
+    path = f"workflow/scripts/counterprobe/{module}.py"
+    changed(path, (smoke.root / path).read_text() + "\n# edited\n")
+    assert smoke.triggered(*SMOKE) == MODULES[module]
+
+
+def test_a_script(smoke, changed):
+    path = "workflow/scripts/measure_behaviour.py"
+    changed(path, (smoke.root / path).read_text() + "\n# edited\n")
+    assert smoke.triggered(*SMOKE) == {"measure_behaviour"}
+
+
+def test_code_of_a_notebook_counts_and_its_words_do_not(smoke, changed):
+    path = "workflow/notebooks/leak.ipynb"
+    notebook = json.loads((smoke.root / path).read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"].append("\nMore words.")
+    changed(path, json.dumps(notebook))
+    assert smoke.triggered(*SMOKE) == set()
+    notebook["cells"][-1]["source"].append("\n# edited")
+    changed(path, json.dumps(notebook))
+    assert smoke.triggered(*SMOKE) == {"draw_leak"}
+
+
+def test_an_environment(smoke, changed):
+    path = "envs/plots.yaml"
+    changed(path, (smoke.root / path).read_text() + "# edited\n")
+    assert smoke.triggered(*SMOKE) == FIGURES
+
+
+def test_touching_scripts_and_configuration_reruns_nothing(smoke):
+    for path in (smoke.root / "workflow/scripts").rglob("*.py"):
+        os.utime(path)
+    os.utime(smoke.root / "config/smoke.yaml")
+    assert smoke.triggered(*SMOKE) == set()
+
+
+def test_the_folder_can_be_moved(smoke, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(smoke.root, moved, symlinks=True)
+    assert "Nothing to be done" in type(smoke)(moved).run("--dry-run", *SMOKE)

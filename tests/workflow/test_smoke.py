@@ -1,0 +1,90 @@
+"""The whole graph, end to end, on the smoke experiment."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from counterprobe import tables
+
+SMOKE = ("--configfile", "config/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def probes(smoke):
+    return tables.read(smoke.root / "results/smoke/tables/probes.parquet")
+
+
+def test_every_table_and_figure_is_there(smoke):
+    for table in ("audit", "behaviour", "health", "probes"):
+        assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
+    for figure in ("factorial_small/layers_by_step", "factorial_small/ladder", "factorial_small/needed", "rax_small/leak"):
+        for suffix in ("pdf", "png", "csv"):
+            assert (smoke.root / f"results/smoke/figures/{figure}.{suffix}").stat().st_size > 500
+    assert not (smoke.root / "results/default").exists()
+
+
+def test_a_second_run_has_nothing_to_do(smoke):
+    assert "Nothing to be done" in smoke.run(*SMOKE)
+
+
+def test_another_experiment_and_back_plans_nothing(smoke):
+    smoke.run("--dry-run", "--quiet", "all")
+    assert "Nothing to be done" in smoke.run("--dry-run", *SMOKE)
+
+
+def test_every_number_has_its_key_its_interval_and_its_sample(probes):
+    main = probes[(probes.score == "accuracy") & (probes.probe == "logistic") & (probes.control == "none")]
+    assert set(main.weights) == {"trained", "init", "none"}
+    assert set(main[main.design == "factorial_small"].protocol) == {"carriers", "items"}
+    assert set(main[main.design == "rax_small"].protocol) == {"carriers", "items", "published"}
+    assert (main.lower <= main.estimate).all()
+    assert (main.estimate <= main.upper).all()
+    assert (main.n_groups >= 4).all()
+    assert (main.level == 0.5).all()
+
+
+def test_label_controls_stand_beside_the_trained_model(probes):
+    controls = probes[(probes.design == "factorial_small") & (probes.weights == "trained") & (probes.step == 8)]
+    for control in ("dichotomy", "shuffled", "control_task"):
+        assert (controls.control == control).any()
+    for representation in ("token_embeddings", "additive_surrogate", "erased"):
+        assert (controls.representation == representation).any()
+    tokens = controls[(controls.representation == "token_embeddings") & (controls.score == "accuracy")]
+    xors = tokens[tokens.target.str.contains("^", regex=False)]
+    assert np.allclose(xors.estimate, 0.5, atol=0.02)
+
+
+def test_the_planted_leak_shows_under_the_published_protocol_only(probes):
+    planted = probes[(probes.model == "planted-additive") & (probes.score == "accuracy")]
+    truth = planted[planted.target == "negated^match"].groupby("protocol").estimate.mean()
+    assert truth["published"] < 0.4
+    assert abs(truth["items"] - 0.5) < 0.06
+
+
+def test_tables_are_byte_identical_for_one_core_and_two(smoke):
+    table = "results/smoke/tables/probes.parquet"
+    before = smoke.read(table)
+    smoke.run(*SMOKE, "--forcerun", "train_probes", "control_probes", "probe_planted", "--until", "gather_probes", cores=1)
+    assert smoke.read(table) == before
+
+
+def test_manifests_name_no_path_of_this_machine(smoke):
+    for path in (smoke.root / "results/smoke").rglob("manifest.json"):
+        content = json.loads(path.read_text())["content"]
+        assert str(smoke.root) not in json.dumps(content), path
+
+
+def test_a_truncated_shard_stops_the_next_stage_and_is_named(smoke):
+    shard = next((smoke.root / "results/smoke/activations").rglob("*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
+    try:
+        done = smoke.snakemake(*SMOKE, "--forcerun", "train_probes", "--until", "train_probes")
+    finally:
+        shard.write_bytes(whole)
+    assert done.returncode != 0
+    assert shard.name in done.stdout
+    assert "delete the folder and run again" in done.stdout
+    smoke.run(*SMOKE)
