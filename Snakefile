@@ -45,8 +45,8 @@ include: "workflow/rules/figures.smk"
 
 
 rule all:
+    default_target: True
     input:
         collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES),
         collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
         collect("<results>/figures/superposition/{toy}.{format}", toy=TOYS, format=FORMATS),
-    default_target: True

@@ -75,9 +75,7 @@ def error(coefficients: np.ndarray, reference: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="n = 1200, d = 128, K = 75")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

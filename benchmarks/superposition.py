@@ -58,9 +58,7 @@ def main() -> None:
             if name == "one at a time":
                 separate = result
     difference = max(float((result[name] - separate[name]).abs().max()) for name in result)
-    print(
-        f"{COMPARED} networks, {STEPS} steps each, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{COMPARED} networks, {STEPS} steps each, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}")
     for name, seconds in best.items():
         rate = COMPARED * STEPS / seconds
         print(f"  {name:14} {seconds:7.2f} s  {rate:9.0f} network steps/s")

@@ -90,12 +90,8 @@ PURPOSE = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--upgrade", action="store_true", help="take the newest versions that requirements.in allows"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions that requirements.in allows")
     arguments = parser.parse_args()
 
     torch = torch_pin()
@@ -136,9 +132,7 @@ def compile_(requirements: str, preferred: str) -> str:
         output.write_text(preferred)
         options = ["--universal", "--fork-strategy", "fewest", "--python-version", PYTHON]
         options += ["--generate-hashes", "--no-header", "--no-annotate", "--no-config", "--quiet"]
-        subprocess.run(
-            [uv, "pip", "compile", *options, source, "--output-file", output], check=True, env=environment
-        )
+        subprocess.run([uv, "pip", "compile", *options, source, "--output-file", output], check=True, env=environment)
         return output.read_text()
 
 

@@ -97,8 +97,7 @@ class Blob:
         kept = self.data
         if self.large:
             kept = (
-                "version https://git-lfs.github.com/spec/v1\n"
-                f"oid sha256:{self.sha256}\nsize {len(self.data)}\n"
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
             ).encode()
         return hashlib.sha1(b"blob %d\0" % len(kept) + kept).hexdigest()
 
@@ -135,9 +134,7 @@ class Hub:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
     @property
@@ -252,9 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         with_blobs = self.hub.blobs and "true" in (value.lower() for value in query.get("blobs", []))
         siblings = [_sibling(blob, with_blobs) for blob in self.hub.files(repo, revision)]
         commit = self.hub.commit(repo, revision)
-        return self._json(
-            {"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings}, fault
-        )
+        return self._json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings}, fault)
 
     def _resolve(self, match: re.Match[str], fault: Fault | None) -> None:
         repo = unquote(match["repo"])
@@ -295,9 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
         body = json.dumps({"error": code}).encode()
-        self._send(
-            status, body, {"X-Error-Code": code, "Content-Type": "application/json", **(headers or {})}
-        )
+        self._send(status, body, {"X-Error-Code": code, "Content-Type": "application/json", **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None = None) -> None:
         self.hub.requests.append(
@@ -365,9 +358,7 @@ def _tree_entry(blob: Blob) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Serve a folder of model repositories as a hub on 127.0.0.1."
-    )
+    parser = argparse.ArgumentParser(description="Serve a folder of model repositories as a hub on 127.0.0.1.")
     parser.add_argument("root", type=Path, help="folder holding <organisation>/<name>/<revision>/ folders")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one, which is printed")
     arguments = parser.parse_args()

@@ -27,9 +27,7 @@ def called():
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         d = 48
-        item, plain, under_not = (
-            rng.standard_normal((count, d)) for count in (len(design.item_names), 2 * 16, 2 * 16)
-        )
+        item, plain, under_not = (rng.standard_normal((count, d)) for count in (len(design.item_names), 2 * 16, 2 * 16))
         x = item[design.items] + plain[name] + design.factors["negated"][:, None] * under_not[name]
         x = torch.from_numpy((x + 0.5 * rng.standard_normal(x.shape)).astype(np.float32))
         for protocol, folds in protocols.items():

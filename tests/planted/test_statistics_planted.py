@@ -20,8 +20,7 @@ def factorial():
     """96 items, 16 texts each; 16 pairs of names, so that six items share a pair."""
     world = statements.World(
         items={
-            topic: tuple((f"{topic}{i}", f"{topic}class{i % 6}") for i in range(48))
-            for topic in ("cities", "animals")
+            topic: tuple((f"{topic}{i}", f"{topic}class{i % 6}") for i in range(48)) for topic in ("cities", "animals")
         },
         name_pairs=tuple((f"Ann{i}", f"Bob{i}") for i in range(16)),
         suffix_pairs=tuple((f"plum{i}", f"barn{i}") for i in range(16)),
@@ -141,9 +140,7 @@ class TestInteraction:
                 norm = statistics.interaction_norm(d, clusters)
                 covered = ((norm.lower <= size**2) & (size**2 <= norm.upper)).mean()
                 assert covered > 0.92
-                assert norm.estimate.mean() == pytest.approx(
-                    size**2, abs=4 * norm.estimate.std() / DRAWS**0.5
-                )
+                assert norm.estimate.mean() == pytest.approx(size**2, abs=4 * norm.estimate.std() / DRAWS**0.5)
 
     @pytest.mark.parametrize(("noise", "clusters"), [(1.0, None), (0.5, 16)])
     def test_the_minimal_detectable_effect_is_found_nine_times_in_ten(self, factorial, noise, clusters):
@@ -169,11 +166,7 @@ class TestTwoWayCoverage:
     def test_items_and_carriers_cover_where_items_alone_do_not(self, layout, n_carriers):
         rng = np.random.default_rng([7, n_carriers, layout == "nested"])
         items = np.repeat(np.arange(128), 4)
-        carriers = (
-            items % n_carriers
-            if layout == "nested"
-            else (items + np.tile(np.arange(4) * 2, 128)) % n_carriers
-        )
+        carriers = items % n_carriers if layout == "nested" else (items + np.tile(np.arange(4) * 2, 128)) % n_carriers
         y = 1.5 * rng.standard_normal((n_carriers, 2000))[carriers] + rng.standard_normal((128, 2000))[items]
         y += rng.standard_normal(y.shape)
 

@@ -104,9 +104,7 @@ def test_an_xor_is_free_where_its_and_is_computed_and_there_is_room():
         "dichotomies": 2,
     }
     base = {"m": 4, "d": 16, "s": 2, "depth": 1}
-    table = superposition_trained.sweep(
-        spec | {"base": base, "m": [], "d": [], "s": [], "depth": [], "networks": 3}
-    )
+    table = superposition_trained.sweep(spec | {"base": base, "m": [], "d": [], "s": [], "depth": [], "networks": 3})
     accuracy = table[(table.score == "accuracy") & table.network.isin(["trained", "init"])]
     accuracy = accuracy.groupby(["network", "target"]).estimate.mean()
     assert accuracy["trained", "xor_computed"] > 0.9

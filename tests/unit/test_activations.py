@@ -79,9 +79,7 @@ def tiny_model(family, seed=0):
     if family == "gpt2":
         shape = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4}
     special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, max_position_embeddings=64, **shape, **special
-    )
+    config = AutoConfig.for_model(family, vocab_size=VOCABULARY, max_position_embeddings=64, **shape, **special)
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
@@ -131,9 +129,7 @@ def test_fast_gives_the_hidden_states_of_each_text_run_alone(family, models, tok
     store = run(model, tokenizer, design, SPEC, tmp_path)
     assert (store.n_texts, store.width, store.layers) == (len(TEXTS), WIDTH, (0, 1, 2))
     norm = next(
-        module
-        for name, module in model.base_model.named_children()
-        if name in ("final_layer_norm", "norm", "ln_f")
+        module for name, module in model.base_model.named_children() if name in ("final_layer_norm", "norm", "ln_f")
     )
     rows = model.get_input_embeddings().weight.detach().numpy()
     for bos in (False, True):
@@ -149,9 +145,7 @@ def test_fast_gives_the_hidden_states_of_each_text_run_alone(family, models, tok
                 found = norm(torch.tensor(store.matrix(position, bos, 2)[text]))
                 torch.testing.assert_close(found, hidden[2][0, tokens[text]], rtol=1e-4, atol=1e-4)
                 mean = rows[list(ids[: tokens[text] + 1])].mean(0)
-                np.testing.assert_allclose(
-                    store.token_embeddings(position, bos)[text], mean, rtol=1e-5, atol=1e-6
-                )
+                np.testing.assert_allclose(store.token_embeddings(position, bos)[text], mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2"])
@@ -175,9 +169,7 @@ def test_the_back_ends_agree_on_pretrained_models(name, tmp_path):
         pytest.skip(f"{folder} is not here")
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     tokenizer = tokenization.load_tokenizer(folder)
     spec = {**SPEC, "token_budget": 400}
     fast = run(model, tokenizer, design_of(TEXTS), spec, tmp_path / "fast")
@@ -226,9 +218,7 @@ def test_nothing_runs_after_the_last_layer_needed(layers, blocks_run, models, to
     for place, module in enumerate(watched):
         module.forward = counting(module.forward, calls, place)
     try:
-        store = run(
-            model, tokenizer, design_of(TEXTS[:1]), {**SPEC, "bos": [False], "layers": layers}, tmp_path
-        )
+        store = run(model, tokenizer, design_of(TEXTS[:1]), {**SPEC, "bos": [False], "layers": layers}, tmp_path)
     finally:
         for module in watched:
             del module.forward
@@ -252,9 +242,7 @@ def test_texts_that_are_equal_up_to_the_deepest_read_position_run_once(models, t
         "Rome is in Italy.",
         "Paris is in Italy.",
     ] * 3
-    handle = model.model.layers[0].register_forward_pre_hook(
-        lambda _, arguments: tokens.append(arguments[0].shape[:2])
-    )
+    handle = model.model.layers[0].register_forward_pre_hook(lambda _, arguments: tokens.append(arguments[0].shape[:2]))
     try:
         spec = {**SPEC, "positions": ["before_period", "period"], "bos": [False], "token_budget": 1000}
         store = run(model, tokenizer, design_of(texts), spec, tmp_path)
@@ -269,9 +257,7 @@ def test_texts_that_are_equal_up_to_the_deepest_read_position_run_once(models, t
 @given(
     st.lists(
         st.lists(st.integers(0, 2), min_size=1, max_size=6).flatmap(
-            lambda ids: st.tuples(
-                st.just(ids), st.lists(st.integers(0, len(ids) - 1), min_size=2, max_size=2)
-            )
+            lambda ids: st.tuples(st.just(ids), st.lists(st.integers(0, len(ids) - 1), min_size=2, max_size=2))
         ),
         min_size=1,
         max_size=25,
@@ -307,9 +293,7 @@ def test_weight_units_live_in_folders_of_their_own(tokenizer, tmp_path):
     for embeddings in ("kept", "randomised"):
         for seed in (0, 10):
             folder = tmp_path / f"{embeddings}.seed{seed}"
-            activations.extract(
-                tiny_model("llama", seed), tokenizer, design_of(TEXTS), spec, folder, backend="fast"
-            )
+            activations.extract(tiny_model("llama", seed), tokenizer, design_of(TEXTS), spec, folder, backend="fast")
     store = stored(tmp_path)
     assert store.units == (("kept", 0), ("kept", 10), ("randomised", 0), ("randomised", 10))
     one, other = (store.matrix("period", False, 1, embeddings="randomised", seed=seed) for seed in (0, 10))
@@ -319,9 +303,7 @@ def test_weight_units_live_in_folders_of_their_own(tokenizer, tmp_path):
 
 def test_what_is_not_stored_is_named_with_what_is(models, tokenizer, tmp_path):
     store = run(models["llama"], tokenizer, design_of(TEXTS), {**SPEC, "bos": [False]}, tmp_path)
-    with pytest.raises(
-        UserError, match=r"no activations at position 'period', bos True, layer 1.*bos \[False\]"
-    ):
+    with pytest.raises(UserError, match=r"no activations at position 'period', bos True, layer 1.*bos \[False\]"):
         store.matrix("period", True, 1)
     with pytest.raises(UserError, match=r"token embeddings, embeddings kept, seed 3"):
         store.token_embeddings("period", False, seed=3)
@@ -379,18 +361,14 @@ def test_a_number_that_is_not_finite_is_named_and_nothing_is_left(value, tokeniz
     paris = tokenizer.convert_tokens_to_ids("Paris")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[5] = value
-    with pytest.raises(
-        UserError, match=r"layer_02 at position '\w+' of text \d \('.*'\) is -?(nan|inf); look at"
-    ):
+    with pytest.raises(UserError, match=r"layer_02 at position '\w+' of text \d \('.*'\) is -?(nan|inf); look at"):
         activations.extract(model, tokenizer, design_of(TEXTS), SPEC, tmp_path, backend="fast")
     assert list(tmp_path.iterdir()) == []
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[paris, 3] = value
     texts = ["Rome is in Italy.", "Rome. Paris", "Paris is in Italy."]
-    with pytest.raises(
-        UserError, match=r"activation 3 of layer_00 at position 'last' of text 1 \('Rome\. Paris'\)"
-    ):
+    with pytest.raises(UserError, match=r"activation 3 of layer_00 at position 'last' of text 1 \('Rome\. Paris'\)"):
         activations.extract(model, tokenizer, design_of(texts[:2]), SPEC, tmp_path, backend="fast")
 
 
@@ -404,12 +382,8 @@ def test_float16_halves_the_store_and_overflow_is_an_error(tokenizer, tmp_path):
         assert np.array_equal(half._shard(key), full._shard(key).astype(np.float16))
     with torch.no_grad():
         model.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[0] = 1e5
-    assert (
-        run(model, tokenizer, design_of(TEXTS), SPEC, tmp_path / "full").matrix("last", True, 2).max() > 65504
-    )
-    with pytest.raises(
-        UserError, match=r"activation 0 of layer_02.* is 1e\+05, beyond float16; set activations.dtype"
-    ):
+    assert run(model, tokenizer, design_of(TEXTS), SPEC, tmp_path / "full").matrix("last", True, 2).max() > 65504
+    with pytest.raises(UserError, match=r"activation 0 of layer_02.* is 1e\+05, beyond float16; set activations.dtype"):
         activations.extract(model, tokenizer, design_of(TEXTS), spec, tmp_path / "half", backend="fast")
 
 
@@ -436,9 +410,7 @@ def test_half_precision_weights_are_stored_as_float32(tokenizer, tmp_path):
 )
 def test_a_bad_spec_is_named(change, message, models, tokenizer, tmp_path):
     with pytest.raises(UserError, match=message):
-        activations.extract(
-            models["llama"], tokenizer, design_of(TEXTS), {**SPEC, **change}, tmp_path, backend="fast"
-        )
+        activations.extract(models["llama"], tokenizer, design_of(TEXTS), {**SPEC, **change}, tmp_path, backend="fast")
 
 
 def test_an_unknown_back_end_is_named(models, tokenizer, tmp_path):

@@ -445,9 +445,7 @@ def test_a_revision_that_lacks_something(name, hub, root, cache):
 
 def test_a_moved_revision_names_both_commits(hub, root, cache):
     before = resolve(hub, cache)
-    content = checkpoints.hub_content(
-        before, checkpoints.download(before, endpoint=hub.endpoint, cache_dir=cache)
-    )
+    content = checkpoints.hub_content(before, checkpoints.download(before, endpoint=hub.endpoint, cache_dir=cache))
     checkpoints.check_moved(content, resolve(hub, cache))
     (root / REPO / "main" / "config.json").write_text('{"model_type": "gpt_neox", "note": "pushed"}')
     after = resolve(hub, cache)
@@ -560,8 +558,7 @@ def test_partial_files_of_dead_downloads_go_and_those_of_live_ones_stay(cache):
 def another_process(hub, cache):
     """A process that fetches the model, as a job of its own would."""
     code = (
-        "from counterprobe import checkpoints;"
-        f"print(checkpoints.download(checkpoints.resolve_hub({REPO!r}, 'main')))"
+        f"from counterprobe import checkpoints;print(checkpoints.download(checkpoints.resolve_hub({REPO!r}, 'main')))"
     )
     library = str(Path(checkpoints.__file__).parents[1])
     settings = {"PYTHONPATH": library, "HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(cache)}
@@ -740,10 +737,7 @@ def test_git_names_are_the_librarys(data, tmp_path_factory):
 
 def test_weight_names_prefer_the_single_file_as_transformers_does():
     assert checkpoints.weight_names([*SHARDS, checkpoints.WEIGHTS]) == (checkpoints.WEIGHTS,)
-    assert (
-        checkpoints.weight_names([*reversed(SHARDS), "adapter_model.safetensors", checkpoints.INDEX])
-        == SHARDS
-    )
+    assert checkpoints.weight_names([*reversed(SHARDS), "adapter_model.safetensors", checkpoints.INDEX]) == SHARDS
     assert checkpoints.weight_names(["pytorch_model.bin"]) == ()
 
 

@@ -127,9 +127,7 @@ def test_a_minimal_configuration_gets_every_section():
         "experiment": "x",
         "corpora": {"c": {"topics": {"cities": 8}}},
         "models": {"m": {"source": "train", "corpus": "c"}},
-        "designs": {
-            "d": {"source": "statements", "layout": "rax", "corpus": "c", "primary": ["speaker", "negated"]}
-        },
+        "designs": {"d": {"source": "statements", "layout": "rax", "corpus": "c", "primary": ["speaker", "negated"]}},
         "run": {"models": ["m"], "designs": ["d"]},
     }
     complete = configuration.validate(config, NO_FILE)
@@ -308,11 +306,7 @@ def test_a_mistake_is_one_line_with_file_line_key_and_remedy(tmp_path, before, a
 
 
 def test_several_mistakes_are_told_together(tmp_path):
-    text = (
-        edited("device: cpu", "device: gpu")
-        .replace("seeds: 5", "seeds: none")
-        .replace("blocks: 4", "blogs: 4")
-    )
+    text = edited("device: cpu", "device: gpu").replace("seeds: 5", "seeds: none").replace("blocks: 4", "blogs: 4")
     lines = problems(text, tmp_path / "config.yaml")
     assert len(lines) == 3
     assert {re.search(r"line (\d+)", line)[1] for line in lines} == {"2", "15", "33"}

@@ -103,9 +103,7 @@ def with_texts(design, texts):
 def test_a_wrong_country_that_is_not_deranged_is_refused_by_name(factorial):
     """All wrong countries of one topic become one country that is the right one of a few items only."""
     texts = []
-    for text, match, stratum in zip(
-        factorial.texts, factorial.factors["match"], factorial.strata, strict=True
-    ):
+    for text, match, stratum in zip(factorial.texts, factorial.factors["match"], factorial.strata, strict=True):
         own = text.split(" class ")[-1] if " class " in text else text.split(" country ")[-1]
         word = own.split(".")[0]
         texts.append(text if match or stratum else text.replace(word, "citiesclass1"))
@@ -150,10 +148,7 @@ class TestPublishedLayout:
     def test_is_reported_where_its_protocol_was_asked_for_by_name(self, rax):
         report = design_audit.audit(rax, ["items", "published"])
         assert report.refused == ()
-        assert (
-            found(report, protocol="published", check="additive").loc["negated^match", "verdict"]
-            == "expected leak"
-        )
+        assert found(report, protocol="published", check="additive").loc["negated^match", "verdict"] == "expected leak"
         assert found(report, check="balance").loc["all", "verdict"] == "flagged"
         # The wrong country is any other one: named, though nobody promised otherwise.
         assert "class" in found(report, protocol="items", check="tokens").loc["match", "message"]
@@ -161,9 +156,7 @@ class TestPublishedLayout:
     def test_has_no_carriers_to_hold_out(self, rax):
         report = design_audit.audit(rax, ["carriers", "items"])
         assert list(found(report, protocol="carriers")["verdict"]) == ["not testable"]
-        assert (
-            found(report, protocol="items", check="held_out").loc["speaker^negated", "verdict"] == "flagged"
-        )
+        assert found(report, protocol="items", check="held_out").loc["speaker^negated", "verdict"] == "flagged"
 
     def test_a_full_factorial_dilutes_the_row_leak_and_keeps_it(self, factorial):
         report = design_audit.audit(factorial, ["published"], expected_leaks=())
@@ -233,9 +226,7 @@ def test_findings_are_written_the_same_every_time_and_gathered(factorial, rax, t
     assert first.to_parquet() == again.to_parquet()
     (tmp_path / "b.parquet").write_bytes(first.to_parquet())
     (tmp_path / "a.parquet").write_bytes(design_audit.audit(factorial, ["items"]).to_parquet())
-    together = pd.read_parquet(
-        io.BytesIO(design_audit.gather([tmp_path / "b.parquet", tmp_path / "a.parquet"]))
-    )
+    together = pd.read_parquet(io.BytesIO(design_audit.gather([tmp_path / "b.parquet", tmp_path / "a.parquet"])))
     assert list(together.columns) == list(design_audit.COLUMNS)
     assert list(together["design"].unique()) == ["factorial", "rax"]
     part = together[together["design"] == "rax"].reset_index(drop=True)

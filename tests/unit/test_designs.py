@@ -87,9 +87,7 @@ def same(left: Design, right: Design) -> bool:
             assert np.array_equal(one, other)
         elif isinstance(one, dict) and any(isinstance(value, np.ndarray) for value in one.values()):
             assert list(one) == list(other)
-            assert all(
-                one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one
-            )
+            assert all(one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one)
         else:
             assert one == other
     return True
@@ -170,9 +168,7 @@ def test_dropping_texts_drops_whole_couples_and_keeps_the_balance(design):
     designs.check_balanced(smaller)
     kept = [i for i in range(len(design.texts)) if design.couples[i] not in struck]
     assert smaller.texts == tuple(design.texts[i] for i in kept)
-    assert [smaller.item_names[i] for i in smaller.items] == [
-        design.item_names[design.items[i]] for i in kept
-    ]
+    assert [smaller.item_names[i] for i in smaller.items] == [design.item_names[design.items[i]] for i in kept]
     assert len(smaller.item_names) == len(np.unique(smaller.items)) == len(np.unique(design.items[kept]))
     assert smaller.readouts["suffix"].positive == tuple(design.readouts["suffix"].positive[i] for i in kept)
     assert (smaller.carriers["speaker"] == design.carriers["speaker"][kept]).all()
@@ -245,9 +241,7 @@ def test_items_can_be_found_in_the_text(shared, tmp_path):
         ],
         "group": {"regex": "^The (.+?) is"},
     }
-    with pytest.raises(
-        UserError, match=r"item 'giant anteater' has no text with truth=1 negated=0.*1 more items"
-    ):
+    with pytest.raises(UserError, match=r"item 'giant anteater' has no text with truth=1 negated=0.*1 more items"):
         designs.from_csv("animals", spec, folder)
     for name in ("animal_class.csv", "neg_animal_class.csv"):
         lines = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -448,9 +442,7 @@ def test_missing_cells_are_named_in_the_published_table_too(shared, tmp_path):
         shutil.copy(shared / "data" / "truth_is_universal" / name, tmp_path / name)
     lines = (tmp_path / "cities.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "cities.csv").write_text("".join(lines[:1] + lines[2:]), encoding="utf-8")
-    with pytest.raises(
-        UserError, match=r"^design 'cities': item 'Krasnodar' has no text with truth=1 negated=0;"
-    ):
+    with pytest.raises(UserError, match=r"^design 'cities': item 'Krasnodar' has no text with truth=1 negated=0;"):
         designs.from_csv("cities", TWO_FILES, tmp_path)
 
 

@@ -13,8 +13,7 @@ from counterprobe.progress import UserError
 def factorial():
     world = statements.World(
         items={
-            topic: tuple((f"{topic}{i}", f"{topic}class{i % 4}") for i in range(8))
-            for topic in ("cities", "animals")
+            topic: tuple((f"{topic}{i}", f"{topic}class{i % 4}") for i in range(8)) for topic in ("cities", "animals")
         },
         name_pairs=tuple((f"Ann{i}", f"Bob{i}") for i in range(4)),
         suffix_pairs=tuple((f"plum{i}", f"barn{i}") for i in range(4)),
@@ -76,9 +75,7 @@ def test_all_of_them_and_no_more_are_found():
     assert {row.tobytes() for row in drawn} == expected
 
 
-@pytest.mark.parametrize(
-    ("target", "count"), [("truth", 74), ("speaker^negated", 49), ("speaker^suffix", 45)]
-)
+@pytest.mark.parametrize(("target", "count"), [("truth", 74), ("speaker^negated", 49), ("speaker^suffix", 45)])
 def test_as_many_as_exist_are_taken_for_every_kind_of_target(factorial, target, count):
     assert label_controls.dichotomy_labels(factorial, target, 1000, rng()).shape[1] == count
     forbidden = [

@@ -84,9 +84,7 @@ def test_half_of_every_batch_begins_with_bos(tokenizer):
         assert bool((batch.ids[~batch.mask] == tokenizer.token_to_id("[PAD]")).all())
         assert bool((batch.ids[batch.mask] != tokenizer.token_to_id("[PAD]")).all())
         assert bool((batch.mask[:, 1:] <= batch.mask[:, :-1]).all())
-        texts = [
-            tokenizer.decode(row[keep].tolist()) for row, keep in zip(batch.ids, batch.mask, strict=True)
-        ]
+        texts = [tokenizer.decode(row[keep].tolist()) for row, keep in zip(batch.ids, batch.mask, strict=True)]
         assert all(text.split()[-2] == COLOURS[text.split()[1]] for text in texts)
     assert len(set(seen)) > 1
 
@@ -95,8 +93,7 @@ def test_batches_repeat_for_a_seed(tokenizer):
     runs = [list(itertools.islice(colour_batches(tokenizer, seed), 3)) for seed in (1, 1, 2)]
     assert all(torch.equal(a.ids, b.ids) for a, b in zip(runs[0], runs[1], strict=True))
     assert not all(
-        a.ids.shape == b.ids.shape and torch.equal(a.ids, b.ids)
-        for a, b in zip(runs[0], runs[2], strict=True)
+        a.ids.shape == b.ids.shape and torch.equal(a.ids, b.ids) for a, b in zip(runs[0], runs[2], strict=True)
     )
 
 
@@ -148,10 +145,7 @@ def test_training_learns_a_mapping_and_writes_revisions_in_hub_layout(trained, t
         }
         assert {stat.S_IMODE(path.stat().st_mode) for path in revision.iterdir()} == {0o644}
         assert stat.S_IMODE(revision.stat().st_mode) == 0o755
-        assert (
-            AutoTokenizer.from_pretrained(revision)("The grass").input_ids
-            == tokenizer.encode("The grass").ids
-        )
+        assert AutoTokenizer.from_pretrained(revision)("The grass").input_ids == tokenizer.encode("The grass").ids
     prefixes = [f"The {noun} is" for noun in COLOURS]
     wrong = ["white", "black", "red", "green"]
     for bos in (False, True):
@@ -200,9 +194,7 @@ def test_a_run_that_was_killed_leaves_nothing_that_looks_finished(tokenizer, tmp
     (tmp_path / ".unfinished-abc").mkdir()
     (tmp_path / "step1").mkdir()
     (tmp_path / "step1" / "model.safetensors").write_text("half")
-    language_model.train(
-        colour_batches(tokenizer), tokenizer, TINY, Training(steps=1, batch=16), (1,), tmp_path
-    )
+    language_model.train(colour_batches(tokenizer), tokenizer, TINY, Training(steps=1, batch=16), (1,), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step1"]
     language_model.load(tmp_path / "step1")
 
@@ -317,13 +309,9 @@ def test_answers_are_differences_of_log_probabilities(trained, tokenizer, bos):
     for prefix, right, wrong in zip(prefixes, positive, negative, strict=True):
         ids = [1] * bos + tokenizer.encode(prefix).ids
         logp = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
-        expected.append(
-            float(logp[tokenizer.token_to_id(right)] - logp[tokenizer.token_to_id(wrong.strip())])
-        )
+        expected.append(float(logp[tokenizer.token_to_id(right)] - logp[tokenizer.token_to_id(wrong.strip())]))
     for budget in (1, 8, 10_000):
-        got = language_model.answers(
-            model, tokenizer, prefixes, positive, negative, bos=bos, batch_tokens=budget
-        )
+        got = language_model.answers(model, tokenizer, prefixes, positive, negative, bos=bos, batch_tokens=budget)
         assert got.dtype == np.float64
         assert np.allclose(got, expected, atol=1e-5)
 
@@ -334,9 +322,7 @@ def test_answers_also_read_models_of_another_family(tokenizer):
     ).eval()
     got = language_model.answers(model, tokenizer, ["The grass"], ["is"], ["not"], bos=True)
     logits = model(torch.tensor([[1, *tokenizer.encode("The grass").ids]])).logits[0, -1].detach()
-    assert np.isclose(
-        got[0], float(logits[tokenizer.token_to_id("is")] - logits[tokenizer.token_to_id("not")])
-    )
+    assert np.isclose(got[0], float(logits[tokenizer.token_to_id("is")] - logits[tokenizer.token_to_id("not")]))
     with pytest.raises(UserError, match="at most 8"):
         language_model.answers(model, tokenizer, ["The grass is " * 3], ["is"], ["not"], bos=False)
 

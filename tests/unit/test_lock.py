@@ -65,9 +65,9 @@ def test_every_locked_file_has_a_hash_and_no_place(locked):
         *(ROOT / "envs" / f"{name}.post-deploy.sh" for name in ENVIRONMENTS),
     ]:
         text = file.read_text()
-        assert not re.search(
-            r"://|--index|--extra-index|--find-links|--trusted-host|file:| @ |/\w+/\w+/", text
-        ), file.name
+        assert not re.search(r"://|--index|--extra-index|--find-links|--trusted-host|file:| @ |/\w+/\w+/", text), (
+            file.name
+        )
 
 
 def test_torch_and_what_only_its_cuda_build_brings_are_not_locked(locked, lock):

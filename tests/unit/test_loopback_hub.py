@@ -56,12 +56,8 @@ def test_the_library_reads_revision_tree_and_file(root, tmp_path):
     with Hub(root) as hub:
         api = HfApi(endpoint=hub.endpoint)
         info = api.model_info("org/model", files_metadata=True)
-        tree = {
-            entry.path: entry for entry in api.list_repo_tree("org/model", recursive=True, revision=info.sha)
-        }
-        path = hf_hub_download(
-            "org/model", "model.safetensors", endpoint=hub.endpoint, cache_dir=tmp_path / "cache"
-        )
+        tree = {entry.path: entry for entry in api.list_repo_tree("org/model", recursive=True, revision=info.sha)}
+        path = hf_hub_download("org/model", "model.safetensors", endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
     assert info.sha == hub.commit("org/model", "main")
     assert {entry.rfilename: entry.blob_id for entry in info.siblings} == {
         name: entry.blob_id for name, entry in tree.items()
@@ -75,9 +71,7 @@ def test_ranges(root):
         response, body = request(hub, "/org/model/resolve/main/model.safetensors", Range="bytes=100-")
         assert (response.status, body) == (206, DATA[100:])
         assert response.getheader("Content-Range") == f"bytes 100-{len(DATA) - 1}/{len(DATA)}"
-        assert (
-            request(hub, "/org/model/resolve/main/model.safetensors", Range="bytes=99999-")[0].status == 416
-        )
+        assert request(hub, "/org/model/resolve/main/model.safetensors", Range="bytes=99999-")[0].status == 416
     with Hub(root, ranges=False) as hub:
         response, body = request(hub, "/org/model/resolve/main/model.safetensors", Range="bytes=100-")
         assert (response.status, body) == (200, DATA)

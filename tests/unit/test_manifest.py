@@ -55,9 +55,7 @@ def test_a_truncated_file_is_named_with_both_sizes(artefact):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError) as caught:
         manifest.verify(artefact)
-    assert str(caught.value) == (
-        f"{file}: 1,023 bytes where the manifest says 1,024; delete the folder and run again"
-    )
+    assert str(caught.value) == (f"{file}: 1,023 bytes where the manifest says 1,024; delete the folder and run again")
 
 
 @given(byte=st.integers(0, 1023), flip=st.integers(1, 255))

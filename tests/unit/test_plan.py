@@ -45,14 +45,18 @@ def test_schedules():
         revisions({"source": "hub", "revisions": "log3"})
 
 
-@pytest.mark.parametrize(("revision", "step"), [("step0", 0), ("step143000", 143000), ("main", -1), ("12", -1), ("stepx", -1)])
+@pytest.mark.parametrize(
+    ("revision", "step"), [("step0", 0), ("step143000", 143000), ("main", -1), ("12", -1), ("stepx", -1)]
+)
 def test_step_of(revision, step):
     assert step_of(revision) == step
 
 
 def test_rungs_and_last_only_designs_stand_at_the_last_revision_only():
     units = list(plan.units(config()))
-    assert {u.revision for u in units if u.design == "f" and u.weights == "trained"} == set(revisions(CONFIG["models"]["m"]))
+    assert {u.revision for u in units if u.design == "f" and u.weights == "trained"} == set(
+        revisions(CONFIG["models"]["m"])
+    )
     assert {u.revision for u in units if u.design == "r" or u.weights != "trained"} == {"step6"}
     assert {u.weights for u in units} == {"trained", "init", "gaussian"}
     assert len(units) == len(set(units)) == 5 + 1 + 2 * 2

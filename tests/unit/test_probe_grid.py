@@ -130,7 +130,9 @@ def test_exact_inference_agrees_with_what_was_planted(grid):
     rows = grid.scores[grid.scores.probe == "contrast"].set_index(["target", "protocol", "score"]).estimate
     assert rows["negated^match", "items", "p_items"] < 0.01
     assert rows["speaker", "carriers", "p_carriers"] < 0.05
-    needless = [rows[target, "items", "p_items"] for target in ("match^suffix", "negated^suffix", "negated^match^suffix")]
+    needless = [
+        rows[target, "items", "p_items"] for target in ("match^suffix", "negated^suffix", "negated^match^suffix")
+    ]
     assert min(needless) > 0.005
     assert rows["speaker", "items", "interaction"] > 1
 

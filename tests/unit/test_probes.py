@@ -20,6 +20,15 @@ from counterprobe.progress import UserError
 FLOAT64_TOL = 1e-8
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small take ten times as long with two threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -28,9 +37,7 @@ def labelled(rng: np.random.Generator, x: np.ndarray, noise: np.ndarray) -> np.n
     """A column of labels per noise level: the sign of a linear score; both classes occur twice at least."""
     scores = x @ rng.standard_normal((x.shape[1], len(noise)))
     scores = scores / np.maximum(scores.std(0), 1e-12) + noise * rng.standard_normal((len(x), len(noise)))
-    return (
-        scores > np.sort(scores, axis=0)[np.clip((rng.uniform(0.3, 0.7) * len(x)), 1, len(x) - 2).astype(int)]
-    )
+    return scores > np.sort(scores, axis=0)[np.clip((rng.uniform(0.3, 0.7) * len(x)), 1, len(x) - 2).astype(int)]
 
 
 # name, n, d: 24 problems; each has six columns, from separable to pure noise, with penalties from 1e-4 to 10.
@@ -49,15 +56,15 @@ def problem(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x[:, 0], x[:, -1] = 0, 3
     if kind == "collinear":
         x = np.concatenate([x, x[:, :1] - 2 * x[:, 1:2]], axis=1)
+    if kind == "wide":
+        x = x + 2
     if kind == "ill_scaled":
         x = x * 10.0 ** rng.uniform(-2, 2, d) + 10
     y = labelled(rng, x, np.array([0, 0, 0.3, 1, 3, 30]))
     return x, y, 10.0 ** rng.permutation(np.linspace(-4, 1, 6))
 
 
-def oracle(
-    x: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray | None = None
-) -> tuple[np.ndarray, float]:
+def oracle(x: np.ndarray, y: np.ndarray, penalty: float, weights: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     """Coefficients and intercept by scikit-learn: n C λ = 1, n the sum of the weights."""
     total = len(x) if weights is None else weights.sum()
     model = LogisticRegression(C=1 / (total * penalty), solver="newton-cholesky", tol=1e-12, max_iter=1000)
@@ -106,9 +113,7 @@ def test_same_minimum_as_scikit_learn(kind, seed):
     for k in range(y.shape[1]):
         w, b = oracle(x, y[:, k], penalty[k])
         own, own_b = fit.coefficients[:, k].numpy(), float(fit.intercepts[k])
-        assert (
-            objective(x, y[:, k], penalty[k], own, own_b) <= objective(x, y[:, k], penalty[k], w, b) + 1e-10
-        )
+        assert objective(x, y[:, k], penalty[k], own, own_b) <= objective(x, y[:, k], penalty[k], w, b) + 1e-10
         assert relative(own, w) < 1e-3
         assert abs(own_b - b) < 1e-3 * max(1, abs(b))
         for points in (x, fresh):
@@ -182,6 +187,20 @@ def test_features_without_variance_leave_the_prior():
     assert abs(float(fit.intercepts[0]) - math.log(3 / 7)) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_xor_of_an_additive_representation_has_no_direction(dtype):
+    """The optimum is w = 0 in theory; every logit has to be a tie, not the sign of a rounding error."""
+    rng = generator(11)
+    cells = np.array([[a, b] for a in (-1, 1) for b in (-1, 1)] * 50)
+    x = 3 * cells @ rng.standard_normal((2, 20)) + np.repeat(rng.standard_normal((50, 20)), 4, axis=0) + 7
+    xor = cells[:, :1] * cells[:, 1:] > 0
+    fit = solve(x, np.concatenate([xor, cells > 0], axis=1), np.array([1e-4, 1e-2, 1.0]), dtype, tol=1e-4)
+    assert fit.converged.all()
+    logits = x @ fit.coefficients.numpy() + fit.intercepts.numpy()
+    assert np.abs(logits[:, 0]).max() < probes.TIE
+    assert ((logits[:, 1:] > 0) == (cells > 0)).all()
+
+
 # --- weights -----------------------------------------------------------------------------------------------
 
 
@@ -199,9 +218,7 @@ def test_masked_rows_are_absent(kind):
         rows = mask[:, k]
         alone = solve(x[rows], y[rows][:, [k]], penalty[[k]])
         assert relative(masked.coefficients[:, k].numpy(), alone.coefficients[:, 0].numpy()) < 1e-5
-        assert abs(float(masked.intercepts[k] - alone.intercepts[0])) < 1e-5 * max(
-            1, abs(float(alone.intercepts[0]))
-        )
+        assert abs(float(masked.intercepts[k] - alone.intercepts[0])) < 1e-5 * max(1, abs(float(alone.intercepts[0])))
 
 
 def test_weights_are_those_of_scikit_learn_and_relative():
@@ -268,7 +285,9 @@ def test_the_reported_gradient_norm_is_the_gradient_at_the_solution(which, tol, 
 def test_a_tighter_tolerance_means_a_smaller_gradient():
     x, y, penalty = problem("plain", 3)
     norms = torch.stack([solve(x, y, penalty, tol=tol).gradient_norm for tol in (1e-2, 1e-4, 1e-6, 1e-8)])
-    assert (norms[1:] < norms[:-1]).all()
+    # Less or equal: one step can satisfy two tolerances.
+    assert (norms[1:] <= norms[:-1]).all()
+    assert (norms[-1] < 1e-4 * norms[0]).all()
 
 
 def test_blocks_of_columns_give_the_same_probes(monkeypatch):
@@ -295,6 +314,17 @@ def test_a_good_start_saves_iterations_and_changes_nothing(kind):
     assert warm.iterations.sum() < 0.8 * cold.iterations.sum()
     assert relative(warm.coefficients.numpy(), cold.coefficients.numpy()) < 1e-5
     assert (solve(x, y, penalty, start=cold).iterations == 0).all()
+
+
+@pytest.mark.parametrize("factor", [-1000.0, -10.0, 30.0, 1e4])
+def test_a_start_worse_than_none_is_not_used(factor):
+    x, y, penalty = problem("plain", 1)
+    cold = solve(x, y, penalty)
+    fields = [cold.gradient_norm, cold.iterations, cold.converged]
+    bad = probes.LogisticFit(factor * cold.coefficients, factor * cold.intercepts, *fields)
+    recovered = solve(x, y, penalty, start=bad)
+    assert torch.equal(recovered.iterations, cold.iterations)
+    assert torch.equal(recovered.coefficients, cold.coefficients)
 
 
 def test_a_column_that_runs_out_of_iterations_says_so():
@@ -341,9 +371,7 @@ def test_one_class_is_refused_by_name():
 
 def test_one_class_left_by_the_weights_is_refused_by_name():
     y = np.stack([np.arange(30) < 9, np.arange(30) % 2 == 0], axis=1)
-    message = refused(
-        y=y, weights=torch.tensor(np.stack([np.arange(30) >= 9, np.ones(30, dtype=bool)], axis=1))
-    )
+    message = refused(y=y, weights=torch.tensor(np.stack([np.arange(30) >= 9, np.ones(30, dtype=bool)], axis=1)))
     assert "label column 0" in message
     assert "21 training rows are False" in message
 
@@ -450,9 +478,9 @@ def test_lda_with_a_ridge_is_the_inverse_written_out(kind):
     probe = probes.lda(torch.tensor(x), torch.tensor(y), ridge=1e-2)
     for k in range(6):
         high, low = x[y[:, k]], x[~y[:, k]]
-        within = (
-            (high - high.mean(0)).T @ (high - high.mean(0)) + (low - low.mean(0)).T @ (low - low.mean(0))
-        ) / len(x)
+        within = ((high - high.mean(0)).T @ (high - high.mean(0)) + (low - low.mean(0)).T @ (low - low.mean(0))) / len(
+            x
+        )
         ridge = 1e-2 * x.var(0).mean() * np.eye(x.shape[1])
         expected = np.linalg.solve(within + ridge, high.mean(0) - low.mean(0))
         assert relative(probe.directions[:, k].numpy(), expected) < 1e-7
@@ -514,9 +542,7 @@ def test_auroc_and_balanced_accuracy_are_scikit_learns(n, seed, decimals):
             assert balanced[k].isnan()
         else:
             assert abs(float(areas[k]) - roc_auc_score(labels[:, k], decisions[:, k])) < 1e-12
-            assert (
-                abs(float(balanced[k]) - balanced_accuracy_score(labels[:, k], decisions[:, k] > 0)) < 1e-12
-            )
+            assert abs(float(balanced[k]) - balanced_accuracy_score(labels[:, k], decisions[:, k] > 0)) < 1e-12
 
 
 # --- transformer_lens --------------------------------------------------------------------------------------

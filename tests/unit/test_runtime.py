@@ -32,9 +32,7 @@ class FakeSnakemake:
         self.params = Params(fromdict={"spec": '{"probes": {"kinds": ["lda"]}}', "code": "c0de"})
         self.resources = ResourceList(fromdict=resources)
         self.input = InputFiles(fromdict={})
-        self.output = OutputFiles(
-            fromdict={name: str(folder / file) for name, file in (outputs or {}).items()}
-        )
+        self.output = OutputFiles(fromdict={name: str(folder / file) for name, file in (outputs or {}).items()})
         logs = {"notebook": str(folder / "logs" / "figure.ipynb")} if notebook else {}
         if log:
             logs["text"] = str(folder / "logs" / "probes.log")
@@ -198,9 +196,7 @@ def test_each_writer_finds_its_output_by_suffix(tmp_path):
     assert tables.read(tmp_path / "x/a.parquet")["layer"].tolist() == [1, 2]
     from safetensors.numpy import load_file
 
-    np.testing.assert_array_equal(
-        load_file(tmp_path / "x/a.safetensors")["w"], np.arange(6.0).reshape(2, 3).T
-    )
+    np.testing.assert_array_equal(load_file(tmp_path / "x/a.safetensors")["w"], np.arange(6.0).reshape(2, 3).T)
     assert json.loads((tmp_path / "x/a.json").read_text()) == {"a": [1.5], "b": 1}
     assert sorted(file.name for file in (tmp_path / "x").iterdir()) == [
         "a.json",

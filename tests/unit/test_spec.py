@@ -17,9 +17,7 @@ from counterprobe import spec
 
 LIBRARY = Path(spec.__file__).parent
 
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -109,9 +107,7 @@ def test_a_key_is_found_where_the_configuration_has_it_and_alone():
 
 
 def test_a_definition_is_found_under_the_wildcards_name():
-    assert read("designs.{design}", wildcards={"design": "factorial"}) == {
-        "design": {"corpus": "plain", "seed": 0}
-    }
+    assert read("designs.{design}", wildcards={"design": "factorial"}) == {"design": {"corpus": "plain", "seed": 0}}
 
 
 def test_a_name_with_a_point_in_it_is_one_name():
@@ -120,16 +116,12 @@ def test_a_name_with_a_point_in_it_is_one_name():
 
 
 def test_a_reference_brings_the_definition_it_names():
-    found = read(
-        "designs.{design}", wildcards={"design": "factorial"}, refs={"corpora": "designs.{design}.corpus"}
-    )
+    found = read("designs.{design}", wildcards={"design": "factorial"}, refs={"corpora": "designs.{design}.corpus"})
     assert found == {"design": {"corpus": "plain", "seed": 0}, "corpus": {"carriers": 16}}
 
 
 def test_a_reference_that_is_absent_brings_nothing():
-    found = read(
-        "designs.{design}", wildcards={"design": "cities"}, refs={"corpora": "designs.{design}.corpus"}
-    )
+    found = read("designs.{design}", wildcards={"design": "cities"}, refs={"corpora": "designs.{design}.corpus"})
     assert found == {"design": {"source": "csv"}}
 
 
@@ -140,9 +132,7 @@ def test_a_reference_to_something_undefined_is_an_error():
 
 
 def test_overlapping_slices_are_united():
-    assert read("activations.dtype", "activations", "activations.positions") == {
-        "activations": CONFIG["activations"]
-    }
+    assert read("activations.dtype", "activations", "activations.positions") == {"activations": CONFIG["activations"]}
 
 
 def test_two_things_under_one_key_are_an_error():
@@ -227,9 +217,7 @@ def test_an_edit_of_what_the_job_reaches_changes_its_digest(workflow, edited):
     assert code(workflow, "other.py", None) == before[1]
 
 
-@pytest.mark.parametrize(
-    "edited", ["scripts/other.py", "scripts/package/plots.py", "scripts/package/progress.py"]
-)
+@pytest.mark.parametrize("edited", ["scripts/other.py", "scripts/package/plots.py", "scripts/package/progress.py"])
 def test_an_edit_of_anything_else_does_not(workflow, edited):
     before = code(workflow)
     append(workflow / edited)
@@ -257,10 +245,7 @@ def test_an_import_that_has_no_module_is_an_error(workflow):
 
 
 def notebook(cells, **metadata):
-    cells = [
-        {"cell_type": kind, "source": source, "metadata": {}, "outputs": [], **metadata}
-        for kind, source in cells
-    ]
+    cells = [{"cell_type": kind, "source": source, "metadata": {}, "outputs": [], **metadata} for kind, source in cells]
     return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4})
 
 
@@ -289,9 +274,7 @@ def test_our_library_has_no_import_that_a_digest_would_miss():
     assert (LIBRARY / "__init__.py").read_text() == ""
     for file in [*LIBRARY.glob("*.py"), *LIBRARY.parent.glob("*.py")]:
         for node in ast.walk(ast.parse(file.read_bytes())):
-            called = (
-                getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
-            )
+            called = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
             assert called not in ("import_module", "__import__", "exec"), f"{file.name} line {node.lineno}"
 
 

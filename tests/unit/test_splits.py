@@ -53,10 +53,7 @@ def disjoint_parts(fold):
 def test_folds_of_any_factorial_design(data):
     n_blocks = data.draw(st.integers(3, 5), label="blocks")
     seed = data.draw(st.integers(0, 50), label="seed")
-    sizes = {
-        topic: data.draw(st.integers(10, 16).map(lambda k: 2 * k), label=topic)
-        for topic in ("cities", "animals")
-    }
+    sizes = {topic: data.draw(st.integers(10, 16).map(lambda k: 2 * k), label=topic) for topic in ("cities", "animals")}
     design = build("factorial", {"blocks": n_blocks, "seed": seed}, carriers=n_blocks + 3, seed=seed, **sizes)
     protocol = data.draw(st.sampled_from(splits.PROTOCOLS), label="protocol")
     n_inner = data.draw(st.sampled_from([0, 2, n_blocks - 1]), label="inner")

@@ -173,9 +173,7 @@ def test_carriers_are_units_of_one_word_a_class_and_crossed_evenly(factorial):
         assert len(pairs) == 16
         assert set(pairs.values()) == {1, 2}
     for item in range(96):
-        assert {len(np.unique(units[factorial.items == item])) for units in factorial.carriers.values()} == {
-            1
-        }
+        assert {len(np.unique(units[factorial.items == item])) for units in factorial.carriers.values()} == {1}
 
 
 def test_positions_are_the_period_the_class_and_the_end(factorial, rax):
@@ -200,9 +198,7 @@ def test_truth_is_an_alias_and_needed(factorial, rax):
 @pytest.mark.parametrize("answer", ["none", "speaker^negated", "coin"])
 def test_readouts_continue_the_text_as_the_corpus_does(answer):
     design = statements.factorial("twin", {}, world(answer=answer))
-    expected = {"negated^match", "speaker", "negated", "suffix"} | (
-        set() if answer == "none" else {"speaker^negated"}
-    )
+    expected = {"negated^match", "speaker", "negated", "suffix"} | (set() if answer == "none" else {"speaker^negated"})
     assert set(design.readouts) == expected
     endings = {
         "negated^match": ". She denied it and saw the x.",
@@ -313,9 +309,7 @@ def test_draws_of_the_corpus_are_uniform_and_independent():
     assert len(items) == 96
     assert max(abs(count - 20_000 / 96) for count in items.values()) < 5 * np.sqrt(20_000 / 96)
     assert len({p["name"] for p in parsed}) == 32
-    own = Counter(
-        (FACTS[p["item"]], p["group"]) for p in parsed if not p["match"] and p["item"] in table("cities")
-    )
+    own = Counter((FACTS[p["item"]], p["group"]) for p in parsed if not p["match"] and p["item"] in table("cities"))
     expected = sum(own.values()) / len(own)
     assert len(own) == 16 * 15
     assert max(abs(count - expected) for count in own.values()) < 5 * np.sqrt(expected)

@@ -116,9 +116,7 @@ class TestBootstrap:
         interval = statistics.balanced_bootstrap(right.astype(float), labels, self.weights)
         for k in range(2):
             guess = np.where(right[:, k], labels[:, k], ~labels[:, k])
-            assert interval.estimate[k] == pytest.approx(
-                balanced_accuracy_score(labels[:, k], guess), abs=1e-6
-            )
+            assert interval.estimate[k] == pytest.approx(balanced_accuracy_score(labels[:, k], guess), abs=1e-6)
             draws = [balanced_accuracy_score(labels[:, k], guess, sample_weight=w) for w in self.weights]
             np.testing.assert_allclose(
                 [interval.lower[k], interval.upper[k]], np.quantile(draws, [0.025, 0.975]), atol=1e-5
@@ -130,9 +128,7 @@ class TestBootstrap:
         cells = np.tile(np.arange(4), 20)
         right = (rng(seed).random((80, 3)) < share).astype(float)
         worst = statistics.worst_cell(right, cells, self.weights)
-        lows = np.stack(
-            [statistics.bootstrap(right[cells == c], self.weights[:, cells == c]).lower for c in range(4)]
-        )
+        lows = np.stack([statistics.bootstrap(right[cells == c], self.weights[:, cells == c]).lower for c in range(4)])
         for level in (0.5, 0.75):
             np.testing.assert_array_equal(worst.lower > level, (lows > level).all(axis=0))
         assert (worst.lower <= worst.estimate + 1e-6).all()
@@ -145,9 +141,7 @@ class TestBootstrap:
         for k in range(2):
             assert interval.estimate[k] == pytest.approx(roc_auc_score(labels[:, k], scores[:, k]))
             draws = [roc_auc_score(labels[:, k], scores[:, k], sample_weight=w) for w in self.weights]
-            np.testing.assert_allclose(
-                [interval.lower[k], interval.upper[k]], np.quantile(draws, [0.025, 0.975])
-            )
+            np.testing.assert_allclose([interval.lower[k], interval.upper[k]], np.quantile(draws, [0.025, 0.975]))
 
     def test_auroc_within_folds_forgives_what_differs_between_folds(self):
         labels = np.tile([True, False], 40)[:, None]
@@ -180,9 +174,7 @@ class TestContrasts:
         some = statistics.walsh_contrasts(x, factorial, ["truth", "speaker"])
         names = list(designs.targets(factorial))
         everything = statistics.walsh_contrasts(x, factorial)
-        np.testing.assert_array_equal(
-            some, everything[[names.index("negated^match"), names.index("speaker")]]
-        )
+        np.testing.assert_array_equal(some, everything[[names.index("negated^match"), names.index("speaker")]])
 
     def test_an_additive_representation_has_no_interaction(self, factorial):
         x = rng().standard_normal((len(factorial.item_names), 3))[factorial.items]
@@ -315,9 +307,7 @@ class TestCarriers:
         unit_of[factorial.items] = factorial.carriers["speaker"]
         d = statistics.walsh_contrasts(x, factorial, ["speaker^negated"])
         expected = statistics.sign_flip_p(d, unit_of, 0, rng())[0]
-        assert statistics.carrier_p(x, factorial, "speaker^negated", "speaker", 99, rng()) == pytest.approx(
-            expected
-        )
+        assert statistics.carrier_p(x, factorial, "speaker^negated", "speaker", 99, rng()) == pytest.approx(expected)
 
     def test_units_of_one_class_permute_them(self, factorial):
         names = 2 * (factorial.carriers["speaker"]) + factorial.factors["speaker"]
@@ -331,9 +321,7 @@ class TestCarriers:
 
     def test_a_factor_outside_the_target_is_refused(self, factorial):
         with pytest.raises(ValueError, match="suffix"):
-            statistics.carrier_p(
-                np.ones((len(factorial.texts), 1)), factorial, "speaker^negated", "suffix", 9, rng()
-            )
+            statistics.carrier_p(np.ones((len(factorial.texts), 1)), factorial, "speaker^negated", "suffix", 9, rng())
 
     def test_everything_at_one_site(self, factorial):
         x = rng().standard_normal((len(factorial.texts), 3))
@@ -392,9 +380,7 @@ class TestSeeds:
     def test_equivalence_takes_the_whole_interval(self):
         lower, upper = np.array([-0.04, -0.06, 0.46, np.nan]), np.array([0.04, 0.01, 0.54, 0.0])
         np.testing.assert_array_equal(statistics.equivalence(lower, upper, 0.05), [True, False, False, False])
-        np.testing.assert_array_equal(
-            statistics.equivalence(lower, upper, 0.05, 0.5), [False, False, True, False]
-        )
+        np.testing.assert_array_equal(statistics.equivalence(lower, upper, 0.05, 0.5), [False, False, True, False])
 
 
 def test_minimal_detectable_effect():

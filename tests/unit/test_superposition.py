@@ -13,9 +13,7 @@ def networks(mean, spread=0.01, count=5, **factors):
     """Five networks around a mean; `mean` None is a cell whose networks were all excluded."""
     offsets = np.linspace(-1, 1, count) * spread
     return [
-        network_row(
-            seed=seed, **factors, **({"reason": "diverged"} if mean is None else {"estimate": mean + offset})
-        )
+        network_row(seed=seed, **factors, **({"reason": "diverged"} if mean is None else {"estimate": mean + offset}))
         for seed, offset in enumerate(offsets)
     ]
 
@@ -38,9 +36,7 @@ REDUNDANCY = {"experiment": "redundancy", "target": "xor", "score": "accuracy"}
     ],
 )
 def test_redundancy_is_judged_by_its_two_bars(redundant, distinct, expected):
-    rows = networks(redundant, m=16, copies=16, **REDUNDANCY) + networks(
-        distinct, m=64, copies=1, **REDUNDANCY
-    )
+    rows = networks(redundant, m=16, copies=16, **REDUNDANCY) + networks(distinct, m=64, copies=1, **REDUNDANCY)
     assert verdict(table(rows), "C14") == expected
 
 

@@ -69,8 +69,7 @@ def test_pairs_are_formed_network_by_network():
 
 def test_a_slope_per_seed_is_that_of_a_line():
     table = superposition_cells.networks(
-        [row for x in (1, 2, 4) for row in rows([3.0 * x + 1, -2.0 * x, None], d=x)]
-        + rows([None, -16.0, 5.0], d=8)
+        [row for x in (1, 2, 4) for row in rows([3.0 * x + 1, -2.0 * x, None], d=x)] + rows([None, -16.0, 5.0], d=8)
     )
     slopes = superposition_cells.slopes(table, table.d.to_numpy().astype(float), {"d": -1}, score="slope")
     by_seed = {row["seed"]: row for row in slopes}

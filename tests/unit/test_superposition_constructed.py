@@ -21,9 +21,7 @@ def test_the_connection_probability_is_that_of_the_construction():
 
 def test_sizes_at_which_the_construction_does_not_exist_are_in_the_table():
     spec = {"m": 100, "widths": [400, 512], "s": [2], "pairs": 4, "contexts": 4, "networks": 3}
-    cells = superposition_cells.cells(
-        superposition_cells.networks(superposition_constructed.universal_rows(spec))
-    )
+    cells = superposition_cells.cells(superposition_cells.networks(superposition_constructed.universal_rows(spec)))
     missing = cells[(cells.d == 400) & (cells.score == "max_error")]
     assert (missing.excluded == 3).all()
     assert (missing.n_networks == 0).all()

@@ -83,13 +83,9 @@ def test_pattern_sums_are_sums_over_the_four_sign_patterns():
     sums = superposition_genericity.pattern_sums(weights, pairs, inputs)
     for pair, (a, b) in enumerate(pairs.tolist()):
         hidden = torch.relu(inputs[pair, 2, 1] @ weights.T)
-        for pattern, (first, second) in enumerate(
-            [(False, False), (False, True), (True, False), (True, True)]
-        ):
+        for pattern, (first, second) in enumerate([(False, False), (False, True), (True, False), (True, True)]):
             members = ((weights[:, a] > 0) == first) & ((weights[:, b] > 0) == second)
-            assert sums[pair, 2, 1, pattern].item() == pytest.approx(
-                hidden[members].sum().item() / 9, abs=1e-6
-            )
+            assert sums[pair, 2, 1, pattern].item() == pytest.approx(hidden[members].sum().item() / 9, abs=1e-6)
 
 
 @pytest.mark.parametrize("target", ["and", "xor"])
@@ -151,6 +147,4 @@ def test_a_diverged_loss_excludes_its_networks_only():
 @given(norm=st.integers(1, 9), values=st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=5))
 def test_powers_are_powers(norm, values):
     error = torch.tensor(values)
-    torch.testing.assert_close(
-        superposition_genericity._power(error, norm), error.abs() ** norm, rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(superposition_genericity._power(error, norm), error.abs() ** norm, rtol=1e-4, atol=1e-6)

@@ -23,9 +23,7 @@ def test_and_and_xor_are_those_of_python():
     pairs = superposition_inputs.all_pairs(4)
     conjunctions = superposition_inputs.boolean_pairs(inputs, pairs, "and")
     exclusive = superposition_inputs.boolean_pairs(inputs, pairs, "xor")
-    for row, said, other in zip(
-        inputs.bool().tolist(), conjunctions.tolist(), exclusive.tolist(), strict=True
-    ):
+    for row, said, other in zip(inputs.bool().tolist(), conjunctions.tolist(), exclusive.tolist(), strict=True):
         for (i, k), conjunction, xor in zip(pairs.tolist(), said, other, strict=True):
             assert bool(conjunction) == (row[i] and row[k])
             assert bool(xor) == (row[i] != row[k])

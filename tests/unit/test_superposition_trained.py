@@ -58,18 +58,14 @@ def test_the_sweep_has_every_cell_score_and_slope():
     accuracies = cells[(cells.score == "accuracy") & (cells.target == "xor_needless")]
     assert set(accuracies.network) == {"trained", "init", "trained - init"}
     assert len(accuracies) == 7 * 3
-    slopes = cells[
-        (cells.score == "accuracy_slope") & (cells.target == "xor_needless") & (cells.network == "trained")
-    ]
+    slopes = cells[(cells.score == "accuracy_slope") & (cells.target == "xor_needless") & (cells.network == "trained")]
     assert set(slopes.setting) == {"over m/d at fixed d", "over m/d at fixed m"}
     assert (slopes.n_networks == 2).all()
     assert (cells.excluded == 0).all()
 
 
 def test_a_diverged_run_keeps_its_rows_and_its_initialisation():
-    table = superposition_trained.sweep(
-        SPEC | {"m": [], "d": [], "s": [], "depth": [], "learning_rate": 1e20}
-    )
+    table = superposition_trained.sweep(SPEC | {"m": [], "d": [], "s": [], "depth": [], "learning_rate": 1e20})
     trained = table[table.network == "trained"]
     assert len(trained)
     assert trained[trained.score != "accuracy_slope"].reason.str.contains("diverged").any()

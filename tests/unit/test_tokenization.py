@@ -16,8 +16,7 @@ from counterprobe.progress import UserError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared"
 GRAMMAR = (
-    "Alice: The city of Paris is not in the country Italy. banana So that is true. She denied it and saw the "
-    "banana.",
+    "Alice: The city of Paris is not in the country Italy. banana So that is true. She denied it and saw the banana.",
     "Bob: The kind of sparrow is in the class mammal. shed So that is false. He claimed it and saw the shed.",
 )
 WORDS = [
@@ -177,9 +176,7 @@ def test_positions_in_real_tokenizers(real):
         )
     }
     encoded = tokenization.encode(tokenizer, [text], marks, bos=False, context=256)
-    prefix = {
-        name: tokenizer.decode(encoded.ids[0][: at[0] + 1]).strip() for name, at in encoded.positions.items()
-    }
+    prefix = {name: tokenizer.decode(encoded.ids[0][: at[0] + 1]).strip() for name, at in encoded.positions.items()}
     assert prefix == {
         "first": text[: len(prefix["first"])],
         "before_period": text[:period],
@@ -194,9 +191,7 @@ def test_unknown_characters_of_real_tokenizers_are_found(real):
     texts = ["The city of Paris.", "The city of Zürich.", "日本", "a </s> b"]
     assert tokenization.unreadable(tokenizer, texts) == {"stories260k": [3], "babyllama-105": [1, 2, 3]}[name]
     if name == "babyllama-105":
-        with pytest.raises(
-            UserError, match=r"text 1 \('The city of Zürich\.'\).*'ü' \(character 13\) as <unk>"
-        ):
+        with pytest.raises(UserError, match=r"text 1 \('The city of Zürich\.'\).*'ü' \(character 13\) as <unk>"):
             tokenization.encode(tokenizer, texts, {}, bos=False, context=256)
 
 
@@ -229,9 +224,7 @@ def test_truncation_and_padding_of_a_published_tokenizer_are_switched_off():
 def test_a_text_longer_than_the_context_is_named():
     length = len(tokenization.encode(word_level(), GRAMMAR[:1], {}, bos=False, context=100).ids[0])
     tokenization.encode(word_level(), GRAMMAR[:1], {}, bos=False, context=length)
-    with pytest.raises(
-        UserError, match=rf"text 0 \('Alice: The .*{length + 1} tokens with BOS.* at most {length}"
-    ):
+    with pytest.raises(UserError, match=rf"text 0 \('Alice: The .*{length + 1} tokens with BOS.* at most {length}"):
         tokenization.encode(word_level(), GRAMMAR[:1], {}, bos=True, context=length)
 
 
@@ -265,10 +258,7 @@ def test_a_saved_tokenizer_is_what_was_saved(tmp_path):
         expected = tokenization.encode(word_level(), GRAMMAR, {}, bos=bos, context=100)
         assert tokenization.encode(loaded, GRAMMAR, {}, bos=bos, context=100).ids == expected.ids
     assert tokenization.unreadable(loaded, [GRAMMAR[0], "Zagreb", "[BOS] Alice"]) == [1, 2]
-    assert (
-        json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"]
-        == "PreTrainedTokenizerFast"
-    )
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_folder_without_a_readable_tokenizer_is_named(tmp_path):

@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from counterprobe import weight_controls
+from counterprobe import control_health, weight_controls
 from counterprobe.progress import UserError
 from counterprobe.weight_controls import CHAINS, PRESERVES, RUNGS
 
@@ -63,9 +63,7 @@ def llama(kind=LlamaForCausalLM, config=LlamaConfig, **options):
 
 
 def gpt2():
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_positions=32)
-    )
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=HEADS, n_positions=32))
 
 
 MODELS = {
@@ -298,11 +296,7 @@ def test_permuted_columns_without_folding_is_marks_reset_of_every_parameter(name
     orders = set()
     for (key, a), (_, b) in zip(trained.named_parameters(), control.named_parameters(), strict=True):
         before, after = ((x.detach().T if key in conv1d else x.detach()) for x in (a, b))
-        same = (
-            (before[..., :, None] == after[..., None, :])
-            .reshape(-1, before.shape[-1], before.shape[-1])
-            .all(dim=0)
-        )
+        same = (before[..., :, None] == after[..., None, :]).reshape(-1, before.shape[-1], before.shape[-1]).all(dim=0)
         order = same.int().argmax(dim=0)
         assert torch.equal(before[..., order], after), key
         assert sorted(order.tolist()) == list(range(len(order))), key
@@ -385,9 +379,7 @@ def test_alignment_between_layers_is_destroyed(name, rung):
         "gpt2": ("mlp.c_fc", "mlp.c_proj"),
     }[name]
     model = planted(name)
-    first, second = (
-        block.get_submodule(part) for block, part in zip(blocks(model), (writer, reader), strict=True)
-    )
+    first, second = (block.get_submodule(part) for block, part in zip(blocks(model), (writer, reader), strict=True))
     with torch.no_grad():
         target = oriented(first).T.float()
         second.weight.copy_(target.T if is_conv1d(second) else target)
@@ -551,20 +543,20 @@ def test_participation_ratio_counts_directions():
     rng = np.random.default_rng(0)
     many = 20000
     stream = [cloud(rng, many, dimensions=k) for k in (1, 4, 16)]
-    measured = weight_controls.activation_statistics(stream)
+    measured = control_health.activation_statistics(stream)
     assert np.allclose(measured.participation_ratio, [1, 4, 16], rtol=0.02)
-    same = weight_controls.activation_statistics([np.tile(rng.standard_normal(16), (50, 1))])
+    same = control_health.activation_statistics([np.tile(rng.standard_normal(16), (50, 1))])
     assert same.participation_ratio == [0.0]
     # More directions than texts: the other Gram matrix, the same number.
     wide = rng.standard_normal((20, 64))
     covariance = np.cov(wide.T, bias=True)
     expected = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
-    assert np.allclose(weight_controls.activation_statistics([wide]).participation_ratio, expected)
+    assert np.allclose(control_health.activation_statistics([wide]).participation_ratio, expected)
 
 
 def test_block_ratio_and_norm_are_means_over_texts():
     base = np.array([[3.0, 4.0], [0.0, 1.0]])
-    measured = weight_controls.activation_statistics([base, 2 * base, 2 * base])
+    measured = control_health.activation_statistics([base, 2 * base, 2 * base])
     assert np.allclose(measured.residual_norm, [3, 6, 6])
     assert np.isnan(measured.block_ratio[0])
     assert np.allclose(measured.block_ratio[1:], [1, 0])
@@ -580,11 +572,11 @@ def test_health_marks_a_layer_that_lost_its_variation_or_its_blocks_and_only_tha
     nearly_constant = 100 * shared_token
     idle = [nearly_constant, *(nearly_constant + step * cloud(rng) for step in (1e-2, 2e-2, 3e-2))]
     lazy_once = [shared_token, healthy[1], healthy[1] + cloud(rng, scale=0.5), healthy[3]]
-    statistics = weight_controls.activation_statistics
+    statistics = control_health.activation_statistics
     reference = statistics(trained)
 
     def collapsed(stream):
-        return weight_controls.health(reference, statistics(stream))["collapsed"].tolist()
+        return control_health.health(reference, statistics(stream))["collapsed"].tolist()
 
     assert collapsed(trained) == [False] * 4
     assert collapsed(healthy) == [False] * 4
@@ -593,11 +585,11 @@ def test_health_marks_a_layer_that_lost_its_variation_or_its_blocks_and_only_tha
     assert collapsed(lazy_once) == [False] * 4
     # A first block that writes a thousand times its tiny embedding is no measure for a control.
     loud = statistics([1e-3 * shared_token, *trained[1:]])
-    assert not weight_controls.health(loud, statistics(healthy))["collapsed"].any()
+    assert not control_health.health(loud, statistics(healthy))["collapsed"].any()
     with np.errstate(invalid="ignore"):
         broken = [shared_token, cloud(rng), np.full((200, 16), np.inf), cloud(rng)]
         assert collapsed(broken)[2]
-    frame = weight_controls.health(reference, statistics(healthy))
+    frame = control_health.health(reference, statistics(healthy))
     assert np.allclose(frame["residual_norm"][1:] / frame["trained_residual_norm"][1:], 50, rtol=0.1)
     with pytest.raises(ValueError, match="4 trained layers but 2"):
-        weight_controls.health(reference, statistics(flat[:2]))
+        control_health.health(reference, statistics(flat[:2]))

@@ -184,9 +184,7 @@ def test_a_python_that_is_too_old_or_too_new_is_named_with_the_remedy(checkout, 
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize(
-    ("version", "fine"), [((3, 10), 0), ((3, 11), 1), ((3, 13), 1), ((3, 14), 0), ((4, 0), 0)]
-)
+@pytest.mark.parametrize(("version", "fine"), [((3, 10), 0), ((3, 11), 1), ((3, 13), 1), ((3, 14), 0), ((4, 0), 0)])
 def test_the_version_check_knows_which_pythons_will_do(version, fine):
     (check,) = re.findall(r"import sys; sys\.exit\((not .*?)\)' \|\|", (ROOT / "Makefile").read_text())
     assert (not eval(check.replace("sys.version_info[:2]", "version"))) == fine

@@ -19,7 +19,12 @@ def probes(smoke):
 def test_every_table_and_figure_is_there(smoke):
     for table in ("audit", "behaviour", "health", "probes"):
         assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
-    for figure in ("factorial_small/layers_by_step", "factorial_small/ladder", "factorial_small/needed", "rax_small/leak"):
+    for figure in (
+        "factorial_small/layers_by_step",
+        "factorial_small/ladder",
+        "factorial_small/needed",
+        "rax_small/leak",
+    ):
         for suffix in ("pdf", "png", "csv"):
             assert (smoke.root / f"results/smoke/figures/{figure}.{suffix}").stat().st_size > 500
     assert not (smoke.root / "results/default").exists()
@@ -66,7 +71,9 @@ def test_the_planted_leak_shows_under_the_published_protocol_only(probes):
 def test_tables_are_byte_identical_for_one_core_and_two(smoke):
     table = "results/smoke/tables/probes.parquet"
     before = smoke.read(table)
-    smoke.run(*SMOKE, "--forcerun", "train_probes", "control_probes", "probe_planted", "--until", "gather_probes", cores=1)
+    smoke.run(
+        *SMOKE, "--forcerun", "train_probes", "control_probes", "probe_planted", "--until", "gather_probes", cores=1
+    )
     assert smoke.read(table) == before
 
 

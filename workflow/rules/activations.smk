@@ -15,10 +15,10 @@ rule extract_activations:
         "<results>/benchmarks/extract_activations/{model}/{revision}/{weights}/{design}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: 2
+    threads: config["activations"]["threads"]
     resources:
         gpu=gpus(),
-        declared_threads=2,
+        declared_threads=config["activations"]["threads"],
     params:
         spec=spec("activations", "controls.seeds", "controls.embeddings", "designs.{design}.unreadable"),
         code=code("extract_activations.py"),
@@ -39,10 +39,10 @@ rule measure_behaviour:
         "<results>/benchmarks/measure_behaviour/{model}/{revision}/{weights}/{design}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: 2
+    threads: config["activations"]["threads"]
     resources:
         gpu=gpus(),
-        declared_threads=2,
+        declared_threads=config["activations"]["threads"],
     params:
         spec=spec("statistics", "designs.{design}.unreadable"),
         code=code("measure_behaviour.py"),

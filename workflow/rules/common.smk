@@ -43,4 +43,6 @@ def any_of(names):
 
 def parts(stage, units):
     """The parts that the jobs of a stage wrote for the cells of the current configuration, in sorted order."""
-    return sorted(f"<results>/{stage}/{unit.model}/{unit.revision}/{unit.weights}/{unit.design}.parquet" for unit in units)
+    return sorted(
+        f"<results>/{stage}/{unit.model}/{unit.revision}/{unit.weights}/{unit.design}.parquet" for unit in units
+    )

@@ -4,6 +4,4 @@ from counterprobe import behaviour, designs, runtime
 
 with runtime.job(snakemake) as job:
     design = designs.read(job.input.design)
-    job.write_table(
-        behaviour.measure(job.input.checkpoint, design, job.spec, job.wildcards, device=job.device)
-    )
+    job.write_table(behaviour.measure(job.input.checkpoint, design, job.spec, job.wildcards, device=job.device))

@@ -1,12 +1,10 @@
 """Compare a rung's activations with the trained model's: a rung whose activations collapsed is no control."""
 
-from counterprobe import activations, extraction, runtime
+from counterprobe import activations, control_health, runtime
 
 with runtime.job(snakemake) as job:
     job.write_table(
-        extraction.health(
-            activations.open_store(job.input.trained),
-            activations.open_store(job.input.control),
-            job.wildcards,
+        control_health.compare(
+            activations.open_store(job.input.trained), activations.open_store(job.input.control), job.wildcards
         )
     )

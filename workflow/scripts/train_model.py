@@ -11,8 +11,6 @@ from counterprobe import embedded_model, runtime
 
 with runtime.job(snakemake) as job:
     folder = Path(job.output.training).parent
-    losses = embedded_model.train(
-        job.spec["model"], job.spec["corpus"], job.input.tables, folder, device=job.device
-    )
+    losses = embedded_model.train(job.spec["model"], job.spec["corpus"], job.input.tables, folder, device=job.device)
     job.write_bytes(losses.to_csv(index=False, float_format="%.5f").encode(), "curve")
     job.manifest(folder)

@@ -194,9 +194,7 @@ def extract(
     embedding = model.get_input_embeddings().weight.detach().float()
     levels = [f"layer_{layer:02d}" for layer in layers] + ["tokens"]
     tags = {bos: "bos" if bos else "nobos" for bos in spec["bos"]}
-    names = [
-        f"{position}.{tag}.{level}.npy" for tag in tags.values() for position in positions for level in levels
-    ]
+    names = [f"{position}.{tag}.{level}.npy" for tag in tags.values() for position in positions for level in levels]
     forward = BACKENDS[backend](model, tokenizer, layers)
     clear(out_dir)
     with (
@@ -207,9 +205,7 @@ def extract(
             marks = {position: design.marks[position] for position in positions}
             encoded = encode(tokenizer, design.texts, marks, bos=bos, context=_context(model))
             _check_vocabulary(encoded, len(embedding))
-            for batch in progress.bar(
-                list(_batches(encoded, spec["token_budget"])), label=f"activations, {tag}"
-            ):
+            for batch in progress.bar(list(_batches(encoded, spec["token_budget"])), label=f"activations, {tag}"):
                 ids, mask, rows, columns = (tensor.to(model.device) for tensor in batch.tensors())
                 means = _mean_embeddings(embedding, ids, rows, columns)
                 if padding == "left":
@@ -240,11 +236,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """
     for blocks, beside in FAMILIES:
         found = getattr(model.base_model, blocks, None)
-        if (
-            isinstance(found, nn.ModuleList)
-            and len(found)
-            and all(hasattr(model.base_model, name) for name in beside)
-        ):
+        if isinstance(found, nn.ModuleList) and len(found) and all(hasattr(model.base_model, name) for name in beside):
             return found
     raise UserError(
         f"model_type {model.config.model_type!r}: where to read its residual stream is not known; supported "
@@ -500,8 +492,7 @@ class _Shards:
         needed = len(self.names) * self.shape[0] * self.shape[1] * self.dtype.itemsize
         free = shutil.disk_usage(self.partial).free
         full = (
-            f"{self.folder}: activations take {needed:,} bytes and the disk has {free:,} left; "
-            "free some and run again"
+            f"{self.folder}: activations take {needed:,} bytes and the disk has {free:,} left; free some and run again"
         )
         if needed > free:
             raise UserError(full)

@@ -167,9 +167,7 @@ def list_revision(
     )
     info = _patiently(label, ask, patience)
     if not info.sha:
-        raise UserError(
-            f"{label}: the answer names no commit; check that HF_ENDPOINT is the address of a model hub"
-        )
+        raise UserError(f"{label}: the answer names no commit; check that HF_ENDPOINT is the address of a model hub")
     listed = {entry.rfilename: entry for entry in info.siblings or ()}
     if not listed or any(entry.size is None or entry.blob_id is None for entry in listed.values()):
         # Some mirrors leave checksums out of this answer but have them in the tree.
@@ -202,9 +200,7 @@ def resolve_hub(
                 temporary.write_text(resolved.commit)
         except OSError as error:
             # A cache that is shared and read-only still serves what it holds.
-            progress.logger("checkpoints").warning(
-                "%s: cannot note its commit (%s)", resolved.label, error.strerror
-            )
+            progress.logger("checkpoints").warning("%s: cannot note its commit (%s)", resolved.label, error.strerror)
     return resolved
 
 
@@ -328,9 +324,7 @@ def open_checkpoint(path: str | Path, *, cache_dir: str | Path | None = None) ->
             raise UserError(f"{shown}{name} is missing; {advice}")
         size = file.stat().st_size
         if size != entry["size"]:
-            raise UserError(
-                f"{shown}{name} has {size:,} bytes where the manifest says {entry['size']:,}; {advice}"
-            )
+            raise UserError(f"{shown}{name} has {size:,} bytes where the manifest says {entry['size']:,}; {advice}")
     for name, entry in content["files"].items():
         if manifest.sha256_file(root / name) != entry["sha256"]:
             raise UserError(f"{shown}{name} is not the file the manifest describes (sha256); {advice}")
@@ -351,9 +345,7 @@ def remove_stale(repo: str, *, cache_dir: str | Path | None = None) -> int:
         except filelock.Timeout:
             continue
         except OSError as error:
-            progress.logger("checkpoints").warning(
-                "%s: cannot remove a partial file (%s)", repo, error.strerror
-            )
+            progress.logger("checkpoints").warning("%s: cannot remove a partial file (%s)", repo, error.strerror)
     return removed
 
 
@@ -378,9 +370,7 @@ def _small_files(names: Collection[str], label: str) -> tuple[str, ...]:
             )
         raise UserError(f"{label}: no {WEIGHTS} and no {INDEX}; weights must be safetensors")
     if not any(files <= set(names) for files in TOKENIZERS):
-        raise UserError(
-            f"{label}: no tokenizer (tokenizer.json, or vocab.json with merges.txt); take a model with one"
-        )
+        raise UserError(f"{label}: no tokenizer (tokenizer.json, or vocab.json with merges.txt); take a model with one")
     index = () if WEIGHTS in names else (INDEX,)
     return (CONFIG, *sorted(OPTIONAL & set(names)), *index)
 
@@ -425,9 +415,7 @@ def _fetch(
         broken = pointer.is_file()
         if constants.is_offline_mode():
             what = "does not have the checksum listed for it" if broken else "is missing"
-            raise UserError(
-                f"{label} {what}; unset HF_HUB_OFFLINE, or fetch the file where there is a network"
-            )
+            raise UserError(f"{label} {what}; unset HF_HUB_OFFLINE, or fetch the file where there is a network")
         if broken:
             log.warning("%s: does not have the checksum listed for it, fetching it again", label)
             _discard(revision.repo, pointer, file, cache_dir)
@@ -472,9 +460,7 @@ def _discard(repo: str, pointer: Path, file: HubFile, cache_dir: str | Path | No
         pointer.unlink(missing_ok=True)
 
 
-def _blob_lock(
-    repo: str, blob: str, cache_dir: str | Path | None, *, timeout: float = -1.0
-) -> filelock.BaseFileLock:
+def _blob_lock(repo: str, blob: str, cache_dir: str | Path | None, *, timeout: float = -1.0) -> filelock.BaseFileLock:
     """The lock that huggingface_hub holds while it fetches a blob."""
     folder = _cache(cache_dir) / ".locks" / _folder_name(repo)
     folder.mkdir(parents=True, exist_ok=True)
@@ -629,18 +615,14 @@ def _remedy(error: Exception) -> str | None:
         return f"the hub answered {status}; check the name and the revision"
     if isinstance(error, HFValidationError):
         return f"not a repository's name ({_one_line(error)}); it looks like organisation/model"
-    if isinstance(
-        error, (FileMetadataError, httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)
-    ):
+    if isinstance(error, (FileMetadataError, httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects)):
         return f"{_one_line(error)}; check that HF_ENDPOINT is the address of a model hub"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return "no room on the disk of the Hugging Face cache; free some, or point HF_HOME to another disk"
     if isinstance(error, OSError) and error.errno in NO_RIGHT:
         return f"the Hugging Face cache cannot be written ({error.strerror}); point HF_HOME to your own"
     if isinstance(error, (ValueError, KeyError)):
-        return (
-            f"not the answer of a model hub ({_one_line(error)}); check HF_ENDPOINT, or the network's login"
-        )
+        return f"not the answer of a model hub ({_one_line(error)}); check HF_ENDPOINT, or the network's login"
     return None
 
 

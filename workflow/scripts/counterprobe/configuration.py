@@ -55,9 +55,7 @@ class Mark:
     text: str | None
 
 
-def validate(
-    config: Mapping[str, Any], path_hint: str | Path | Sequence[str | Path] = "config.yaml"
-) -> dict[str, Any]:
+def validate(config: Mapping[str, Any], path_hint: str | Path | Sequence[str | Path] = "config.yaml") -> dict[str, Any]:
     """Check `config` and return a copy of it in which every optional key has its default.
 
     `path_hint` is the file, or the files in the order in which Snakemake merged them, that errors refer to; a
@@ -111,16 +109,12 @@ def load_lines(paths: Iterable[str | Path]) -> dict[Keys, Mark]:
         except yaml.YAMLError as error:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if node is not None and not isinstance(node, yaml.MappingNode):
-            raise UserError(
-                f"{path} line 1: a configuration is a mapping of keys, such as 'experiment: NAME'"
-            )
+            raise UserError(f"{path} line 1: a configuration is a mapping of keys, such as 'experiment: NAME'")
         if node is not None:
             for keys, mark in _walk(node, (), str(path)):
                 if isinstance(keys[-1], int) and keys[-1] == 0:
                     # Lists replace each other: forget the tail of a longer one.
-                    for known in [
-                        k for k in marks if len(k) >= len(keys) and k[: len(keys) - 1] == keys[:-1]
-                    ]:
+                    for known in [k for k in marks if len(k) >= len(keys) and k[: len(keys) - 1] == keys[:-1]]:
                         del marks[known]
                 marks[keys] = mark
     return marks
@@ -199,9 +193,7 @@ def _variant(node: Mapping[str, Any], value: Any) -> Mapping[str, Any] | None:
     alternatives = [_resolve(option) for option in node["oneOf"]]
     if isinstance(value, Mapping):
         for option in alternatives:
-            constants = {
-                key: inner["const"] for key, inner in option.get("properties", {}).items() if "const" in inner
-            }
+            constants = {key: inner["const"] for key, inner in option.get("properties", {}).items() if "const" in inner}
             if constants and all(value.get(key) == constant for key, constant in constants.items()):
                 return option
         alternatives = [option for option in alternatives if not _constants(option)]
@@ -246,9 +238,7 @@ def _schema_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
 
     config = _builtin(config)
     validator = Draft202012Validator(schema())
-    for error in sorted(
-        validator.iter_errors(config), key=lambda error: [str(key) for key in error.absolute_path]
-    ):
+    for error in sorted(validator.iter_errors(config), key=lambda error: [str(key) for key in error.absolute_path]):
         yield from _problems(error, validator, where)
 
 
@@ -323,9 +313,7 @@ def _oneof_problems(error: Any, validator: Any, where: _Where, keys: Keys) -> It
                 advice = nearest(str(value[key]), allowed) or f"; choose {_listed(allowed, 'or')}"
                 yield f"{where((*keys, key), value[key])}: {_shown(value[key])} is not a choice{advice}"
                 return
-            options = [
-                o for o in options if o["properties"].get(key, {}).get("const", value[key]) == value[key]
-            ]
+            options = [o for o in options if o["properties"].get(key, {}).get("const", value[key]) == value[key]]
     allowed = [str(choice) for option in options for choice in option.get("enum", [])]
     kinds = [_kind(option["type"]) for option in options if "enum" not in option]
     advice = nearest(str(value), allowed)
@@ -384,9 +372,7 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
         for name, definition in named.items():
             corpus = definition.get("corpus")
             if corpus is not None and corpus not in config["corpora"]:
-                advice = (
-                    nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
-                )
+                advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
     for name, model in config["models"].items():
         yield from _model_problems(name, model, where)
@@ -400,9 +386,7 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
 
 def _activation_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
     activations = config["activations"]
-    marks = [
-        word for name in config["run"]["designs"] for word in config["designs"].get(name, {}).get("marks", ())
-    ]
+    marks = [word for name in config["run"]["designs"] for word in config["designs"].get(name, {}).get("marks", ())]
     known = [*POSITIONS, *marks]
     for index, position in enumerate(activations["positions"]):
         if position not in known:
@@ -467,9 +451,7 @@ def _csv_problems(name: str, design: Mapping[str, Any], where: _Where) -> Iterat
                 yield f"{where(keys, expression)}: {word!r} names no feature{advice}"
 
 
-def _fold_problems(
-    name: str, design: Mapping[str, Any], config: Mapping[str, Any], where: _Where
-) -> Iterator[str]:
+def _fold_problems(name: str, design: Mapping[str, Any], config: Mapping[str, Any], where: _Where) -> Iterator[str]:
     """Every block of a factorial design needs a couple of items of each topic and a carrier unit."""
     corpus = config["corpora"].get(design.get("corpus"))
     if corpus is not None and design.get("names", 0) > corpus["carriers"]:

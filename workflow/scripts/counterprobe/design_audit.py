@@ -75,9 +75,7 @@ class AuditReport:
     def refuse(self) -> None:
         """Raise UserError where anything was refused: what, and how many more."""
         if self.refused:
-            more = (
-                f" (and {len(self.refused) - 1} more in the audit's table)" if len(self.refused) > 1 else ""
-            )
+            more = f" (and {len(self.refused) - 1} more in the audit's table)" if len(self.refused) > 1 else ""
             raise UserError(f"design '{self.design}' is refused: {self.refused[0]}{more}")
 
 
@@ -201,9 +199,7 @@ def _carriers(design: Design, realised: Mapping[str, Realisers]) -> Iterator[dic
         counts = f"{max(len(tokens.true), 1)} and {max(len(tokens.false), 1)} tokens"
         message = f"{factor} is realised by {counts} ({', '.join([*tokens.true[:3], *tokens.false[:3]])})"
         if few:
-            message += (
-                f": fewer than {ENOUGH_CARRIERS} a class, so reading it may be reading a token's identity"
-            )
+            message += f": fewer than {ENOUGH_CARRIERS} a class, so reading it may be reading a token's identity"
         verdict = "flagged" if few else "ok"
         yield _row("none", factor, "carriers", float(tokens.fewest), float(ENOUGH_CARRIERS), verdict, message)
 
@@ -346,9 +342,7 @@ def _additive(
         if not away:
             yield {**row, "verdict": "ok", "message": said}
         elif protocol == PUBLISHED:
-            message = (
-                f"{said} though it has no such information: rows of one item are on both sides of the split"
-            )
+            message = f"{said} though it has no such information: rows of one item are on both sides of the split"
             yield {**row, "verdict": leak, "message": message}
         elif promised or not _token_of(present, labels):
             yield {
@@ -357,9 +351,7 @@ def _additive(
                 "message": f"{said}: the split leaks; balance it or use another protocol",
             }
         else:
-            message = (
-                f"{said}, from tokens that go with it more often than not: compare with this, not with .5"
-            )
+            message = f"{said}, from tokens that go with it more often than not: compare with this, not with .5"
             yield {**row, "verdict": "baseline", "message": message}
 
 
@@ -378,9 +370,7 @@ def _detectable(
                 for f in factors
                 if realised[f].found and realised[f].fewest >= ENOUGH_CARRIERS
             ]
-        norm = statistics.minimal_detectable(
-            n_items, len(design.texts) // n_items, len(factors), d, min(units)
-        )
+        norm = statistics.minimal_detectable(n_items, len(design.texts) // n_items, len(factors), d, min(units))
         message = (
             f"{target}: ‖δ‖ ≥ {norm:.2f} within-cell standard deviations is found nine times in ten "
             f"({n_items} items in {min(units)} units, d = {d})"

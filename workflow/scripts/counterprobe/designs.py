@@ -88,20 +88,14 @@ class Design:
     priors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        arrays = {
-            label: getattr(self, label) for label in ("items", "couples", "strata", "blocks", "rows", "files")
-        }
+        arrays = {label: getattr(self, label) for label in ("items", "couples", "strata", "blocks", "rows", "files")}
         arrays |= self.factors | self.carriers | self.marks
         for label, array in arrays.items():
             if array.shape != (len(self.texts),):
-                raise ValueError(
-                    f"design '{self.name}': {label} has shape {array.shape} for {len(self.texts)} texts"
-                )
+                raise ValueError(f"design '{self.name}': {label} has shape {array.shape} for {len(self.texts)} texts")
         for target, readout in self.readouts.items():
             if not len(readout.prefixes) == len(readout.positive) == len(readout.negative) == len(self.texts):
-                raise ValueError(
-                    f"design '{self.name}': the read-out of {target} is not as long as the texts"
-                )
+                raise ValueError(f"design '{self.name}': the read-out of {target} is not as long as the texts")
 
 
 def canonical(design: Design, name: str) -> str:
@@ -122,9 +116,7 @@ def canonical(design: Design, name: str) -> str:
                 )
             odd ^= {factor}
     if not odd:
-        raise UserError(
-            f"design '{design.name}': '{name}' is constant: every feature in it cancels; name another"
-        )
+        raise UserError(f"design '{design.name}': '{name}' is constant: every feature in it cancels; name another")
     return "^".join(factor for factor in design.factors if factor in odd)
 
 
@@ -240,13 +232,9 @@ def read(path: str | Path) -> Design:
         raise UserError(f"{path}: no such design; run the rule that writes it") from None
     except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a design, or damaged ({error}); delete it and run again") from None
-    arrays = {
-        column: table[column].to_numpy() for column in table.column_names if not column.startswith("readout.")
-    }
+    arrays = {column: table[column].to_numpy() for column in table.column_names if not column.startswith("readout.")}
     strings = {
-        column: tuple(table[column].to_pylist())
-        for column in table.column_names
-        if column.startswith("readout.")
+        column: tuple(table[column].to_pylist()) for column in table.column_names if column.startswith("readout.")
     }
     return Design(
         name=about["name"],
@@ -298,9 +286,7 @@ def from_csv(name: str, spec: Mapping[str, Any], root: str | Path) -> Design:
     texts = tuple(table.values(spec["text"], "text"))
     table.refuse_repeats(texts)
     item_names, items = _encode(table.groups(spec["group"], texts))
-    factors = {
-        factor: table.booleans(column, f"features.{factor}") for factor, column in spec["features"].items()
-    }
+    factors = {factor: table.booleans(column, f"features.{factor}") for factor, column in spec["features"].items()}
     if len(factors) < 2:
         raise UserError(f"design '{name}', features: one feature has no XOR; name at least two")
     for factor in factors:
@@ -378,8 +364,7 @@ class _Table:
         for i, value in enumerate(values):
             if value.strip() not in BOOLEANS:
                 raise UserError(
-                    f"{self.place(i)}, column '{column}': '{value}' is not a boolean; "
-                    "write 0 or 1, true or false"
+                    f"{self.place(i)}, column '{column}': '{value}' is not a boolean; write 0 or 1, true or false"
                 )
         labels = np.array([BOOLEANS[value.strip()] for value in values])
         if labels.all() or not labels.any():
@@ -403,8 +388,7 @@ class _Table:
         for i, match in enumerate(matches):
             if not (match and match[1]):
                 raise UserError(
-                    f"{self.place(i)}: group.regex '{pattern.pattern}' finds no item "
-                    f"in '{texts[i]}'; widen it"
+                    f"{self.place(i)}: group.regex '{pattern.pattern}' finds no item in '{texts[i]}'; widen it"
                 )
         return [match[1] for match in matches]
 
@@ -413,14 +397,10 @@ class _Table:
         first: dict[str, int] = {}
         for i, text in enumerate(texts):
             if text in first:
-                raise UserError(
-                    f"{self.place(i)}: the same text as {self.place(first[text])}; remove one of them"
-                )
+                raise UserError(f"{self.place(i)}: the same text as {self.place(first[text])}; remove one of them")
             first[text] = i
 
-    def refuse_split_items(
-        self, items: np.ndarray, names: Sequence[str], strata: np.ndarray, column: str
-    ) -> None:
+    def refuse_split_items(self, items: np.ndarray, names: Sequence[str], strata: np.ndarray, column: str) -> None:
         first: dict[int, int] = {}
         for i, item in enumerate(items.tolist()):
             if strata[first.setdefault(item, i)] != strata[i]:
@@ -469,9 +449,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; restore it or correct its path") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except (csv.Error, OSError) as error:
         raise UserError(f"{path}: cannot be read as csv ({error}); repair it") from None
     if empty:
@@ -484,9 +462,7 @@ def _csv_carriers(
     carriers, counts = {}, {}
     for factor, column in columns.items():
         if factor not in factors:
-            raise UserError(
-                f"design '{name}', carriers: '{factor}' is not a feature{nearest(factor, factors)}"
-            )
+            raise UserError(f"design '{name}', carriers: '{factor}' is not a feature{nearest(factor, factors)}")
         values, units = _encode(table.values(column, f"carriers.{factor}"))
         truths = np.bincount(units, weights=factors[factor], minlength=len(values))
         sizes = np.bincount(units, minlength=len(values))
@@ -516,9 +492,7 @@ def _csv_marks(
             match = compiled.search(text)
             group = 1 if compiled.groups else 0
             if not (match and match[group]):
-                raise UserError(
-                    f"{table.place(i)}: marks.{position} '{pattern}' finds nothing in '{text}'; widen it"
-                )
+                raise UserError(f"{table.place(i)}: marks.{position} '{pattern}' finds nothing in '{text}'; widen it")
             marks[position].append(match.end(group) - 1)
     return {position: np.array(characters, dtype=np.int64) for position, characters in marks.items()}
 
@@ -527,9 +501,7 @@ def primary_pair(design: str, pair: Sequence[str], factors: Iterable[str]) -> tu
     """The pre-registered pair, checked against the factors. Raises UserError."""
     for factor in pair:
         if factor not in factors:
-            raise UserError(
-                f"design '{design}', primary: '{factor}' is not a feature{nearest(factor, factors)}"
-            )
+            raise UserError(f"design '{design}', primary: '{factor}' is not a feature{nearest(factor, factors)}")
     if len(pair) != 2 or pair[0] == pair[1]:
         raise UserError(f"design '{design}', primary: {', '.join(pair)}; name two different features")
     return (pair[0], pair[1])
@@ -545,9 +517,7 @@ def _with_derived(design: Design, derive: Mapping[str, str]) -> Design:
         meaning = canonical(design, expression)
         if meaning in design.factors or meaning in design.aliases:
             same = design.aliases.get(meaning, meaning)
-            raise UserError(
-                f"design '{design.name}', derive.{name}: '{expression}' is '{same}' itself; leave it out"
-            )
+            raise UserError(f"design '{design.name}', derive.{name}: '{expression}' is '{same}' itself; leave it out")
         design = replace(design, aliases={**design.aliases, meaning: name})
     return design
 
@@ -623,9 +593,7 @@ def _imbalance(items: np.ndarray, names: Sequence[str], factors: Mapping[str, np
         else:
             most = _describe(int(row.argmax()), factors)
             least = _describe(int(row.argmin()), factors)
-            parts.append(
-                f"item '{names[item]}' has {row.max()} texts with {most} but {row.min()} with {least}"
-            )
+            parts.append(f"item '{names[item]}' has {row.max()} texts with {most} but {row.min()} with {least}")
     rest = f" (and {bad.size - 3} more items)" if bad.size > 3 else ""
     return ", ".join(parts) + rest
 
@@ -652,6 +620,4 @@ def _compile(name: str, key: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(
-            f"design '{name}', {key}: '{pattern}' is no regular expression ({error}); correct it"
-        ) from None
+        raise UserError(f"design '{name}', {key}: '{pattern}' is no regular expression ({error}); correct it") from None

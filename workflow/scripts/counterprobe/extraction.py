@@ -9,22 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from counterprobe import (
     activations,
     checkpoints,
     designs,
     language_model,
     progress,
-    tables,
     tokenization,
     weight_controls,
 )
-from counterprobe.activations import Store
 from counterprobe.designs import Design
 from counterprobe.progress import UserError
-from counterprobe.revisions import step_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -97,39 +92,3 @@ def readable(design: Design, tokenizer: "PreTrainedTokenizerFast", policy: str) 
         first,
     )
     return left
-
-
-def health(trained: Store, control: Store, cell: Mapping[str, str]) -> pd.DataFrame:
-    """Residual norm, block-to-residual ratio and participation ratio of every unit of a rung, beside the trained model's.
-
-    `cell` names model, revision, weights and design. Score `collapsed` is 1 where the rung is not a control.
-    """
-    rows = []
-    for position, bos in ((position, bos) for position in control.positions for bos in control.bos):
-        reference = weight_controls.activation_statistics(
-            trained.matrix(position, bos, layer) for layer in trained.layers
-        )
-        for embeddings, seed in control.units:
-            statistics = weight_controls.activation_statistics(
-                control.matrix(position, bos, layer, embeddings, seed) for layer in control.layers
-            )
-            compared = weight_controls.health(reference, statistics)
-            for score in [column for column in compared if column != "layer"]:
-                rows += [
-                    {
-                        **tables.NOT_APPLICABLE,
-                        **cell,
-                        "step": step_of(cell["revision"]),
-                        "embeddings": embeddings,
-                        "seed": seed,
-                        "position": position,
-                        "bos": bos,
-                        "layer": int(row.layer),
-                        "score": score,
-                        "estimate": float(getattr(row, score)),
-                        "n_texts": control.n_texts,
-                        "n_groups": 1,
-                    }
-                    for row in compared.itertuples()
-                ]
-    return tables.frame(rows)

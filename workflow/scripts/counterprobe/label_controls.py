@@ -107,15 +107,11 @@ def carrier_tokens(design: Design, factor: str) -> Int[np.ndarray, "n"]:
     tokens."""
     if factor not in design.carriers:
         known = ", ".join(design.carriers) or "none"
-        raise UserError(
-            f"design '{design.name}': '{factor}' has no declared carriers (those that have: {known})"
-        )
+        raise UserError(f"design '{design.name}': '{factor}' has no declared carriers (those that have: {known})")
     return 2 * design.carriers[factor] + design.factors[factor]
 
 
-def control_task(
-    design: Design, factor: str, rng: np.random.Generator, prior: float = 0.5
-) -> Bool[np.ndarray, "n"]:
+def control_task(design: Design, factor: str, rng: np.random.Generator, prior: float = 0.5) -> Bool[np.ndarray, "n"]:
     """A random label per carrier token of a factor, the same wherever it occurs; a share `prior` of tokens
     is True.
 
@@ -134,9 +130,7 @@ def _balanced(n_cells: int) -> Bool[np.ndarray, "N cells"]:
     return every
 
 
-def _walked(
-    columns: Int[np.ndarray, "cells F"], count: int, rng: np.random.Generator
-) -> Bool[np.ndarray, "N cells"]:
+def _walked(columns: Int[np.ndarray, "cells F"], count: int, rng: np.random.Generator) -> Bool[np.ndarray, "N cells"]:
     n_cells = len(columns)
     found: dict[bytes, np.ndarray] = {}
     for _ in range(20):

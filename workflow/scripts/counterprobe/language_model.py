@@ -38,9 +38,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from counterprobe import tokenization
 from counterprobe.progress import UserError, logger
+
+# Bars for a file of one megabyte are noise in a log.
+transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -255,9 +259,7 @@ def save_revision(model: PreTrainedModel, tokenizer: tokenizers.Tokenizer, out_d
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{target}: no disk space left for this revision; free some and run again"
-            ) from error
+            raise UserError(f"{target}: no disk space left for this revision; free some and run again") from error
         raise
     return target
 
@@ -276,9 +278,7 @@ def load(
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no config.json; give a folder that holds a Hugging Face model")
     if not any(path.glob("*.safetensors")):
-        raise UserError(
-            f"{path}: no *.safetensors file; convert the weights to safetensors (pickles are not read)"
-        )
+        raise UserError(f"{path}: no *.safetensors file; convert the weights to safetensors (pickles are not read)")
     number_type = getattr(torch, dtype, None)
     if not isinstance(number_type, torch.dtype) or not number_type.is_floating_point:
         raise UserError(f"unknown dtype {dtype!r}; choose float32, float16 or bfloat16")
@@ -350,8 +350,7 @@ def answers(
     broken = np.flatnonzero(~np.isfinite(difference))
     if len(broken):
         raise UserError(
-            f"the model's logits after text {broken[0]} ({prefixes[broken[0]]!r}) are not finite; load it in "
-            "float32"
+            f"the model's logits after text {broken[0]} ({prefixes[broken[0]]!r}) are not finite; load it in float32"
         )
     return difference
 
@@ -366,9 +365,7 @@ def _next_token(
 ) -> int:
     """The token a candidate is after its prefix: tokenised together, as a token often holds the space."""
     joint = candidate if candidate[:1].isspace() or prefix[-1:].isspace() else f" {candidate}"
-    together = tokenization.encode(
-        tokenizer, [prefix + joint], {}, bos=bos, context=len(prefix_ids) + 64
-    ).ids[0]
+    together = tokenization.encode(tokenizer, [prefix + joint], {}, bos=bos, context=len(prefix_ids) + 64).ids[0]
     added = len(together) - len(prefix_ids)
     if together[: len(prefix_ids)] != prefix_ids or added != 1:
         pieces = [tokenizer.decode([token]) for token in together[len(prefix_ids) :]]

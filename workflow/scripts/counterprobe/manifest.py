@@ -80,8 +80,7 @@ def verify(path: str | Path, *, root: str | Path | None = None, hashes: bool = T
         found = sha256_file(folder / name)
         if found != entry["sha256"]:
             raise UserError(
-                f"{folder / name}: sha256 {found[:12]}… where the manifest says {entry['sha256'][:12]}…; "
-                f"{advice}"
+                f"{folder / name}: sha256 {found[:12]}… where the manifest says {entry['sha256'][:12]}…; {advice}"
             )
     return document
 

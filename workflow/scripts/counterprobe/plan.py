@@ -77,9 +77,7 @@ def answering_units(config: Mapping[str, Any]) -> Iterator[Unit]:
 
 def published_designs(config: Mapping[str, Any]) -> list[str]:
     """Designs that are also split as published, and get the planted representation beside them."""
-    return sorted(
-        name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"]
-    )
+    return sorted(name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"])
 
 
 def figures(config: Mapping[str, Any]) -> Iterator[str]:

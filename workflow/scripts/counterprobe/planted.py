@@ -104,8 +104,6 @@ def leak(spec: Mapping[str, Any], *, device: str) -> pd.DataFrame:
                 "protocol": protocol,
                 "probe": probe_grid.REFERENCE,
             }
-            held_out = probe_grid.hold_out(
-                features, labels, design, protocol, folds, settings, probe_grid.REFERENCE
-            )
+            held_out = probe_grid.hold_out(features, labels, design, protocol, folds, settings, probe_grid.REFERENCE)
             rows += probe_grid.score_rows(held_out, design, labels, list(targets), resampling, site)
     return tables.frame(rows)

@@ -7,7 +7,6 @@ Levels are drawn wherever an accuracy is: 0.5 is what a convex-loss probe reache
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -17,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from counterprobe import designs
+from counterprobe import designs, statistics
 
 CHANCE, OR_CAP = 0.5, 0.75
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
@@ -56,9 +55,7 @@ def theme() -> None:
     sns.set_theme(
         context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#E6E6E6", "grid.linewidth": 0.6}
     )
-    matplotlib.rcParams.update(
-        {"pdf.fonttype": 42, "savefig.bbox": "tight", "figure.dpi": 110, "axes.titlesize": 10}
-    )
+    matplotlib.rcParams.update({"pdf.fonttype": 42, "savefig.bbox": "tight", "figure.dpi": 110, "axes.titlesize": 10})
 
 
 def save(figure: Figure, data: pd.DataFrame, outputs: Mapping[str, str]) -> None:
@@ -112,37 +109,40 @@ def layers_by_step(
     """Held-out accuracy of every shown parity at every layer and revision of the trained models."""
     rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
     return rows[
-        (rows.weights == "trained")
-        & (rows.design == design.name)
-        & (rows.position == position)
-        & (rows.bos == bos)
+        (rows.weights == "trained") & (rows.design == design.name) & (rows.position == position) & (rows.bos == bos)
     ]
 
 
 def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
-    """One panel a parity, one line a layer, training on the horizontal axis."""
+    """One panel a parity: a line a layer over training, or one line over layers where there is a single revision."""
     theme()
     targets = [target for target in shown_targets(design) if (rows.target == target).any()]
-    figure, axes = panels(len(targets) + 1, sharex=True)
-    layers = sorted(rows.layer.unique())
-    colours = sns.color_palette("viridis_r", len(layers) + 1)[1:]
     steps = ordered_revisions(rows)
+    layers = sorted(rows.layer.unique())
+    across, along, places = ("revision", "layer", layers) if len(steps) == 1 else ("layer", "revision", steps)
+    lines = steps if across == "revision" else layers
+    figure, axes = panels(len(targets) + 1, sharex=True)
+    colours = sns.color_palette("viridis_r", len(lines) + 1)[1:]
     for axis, target in zip(axes, targets, strict=False):
-        for colour, layer in zip(colours, layers, strict=True):
-            line = rows[(rows.target == target) & (rows.layer == layer)].set_index("revision").reindex(steps)
-            axis.plot(range(len(steps)), line.estimate, color=colour, marker=".", label=layer_name(layer))
-            axis.fill_between(
-                range(len(steps)), line.lower, line.upper, color=colour, alpha=0.12, linewidth=0
-            )
+        for colour, name in zip(colours, lines, strict=True):
+            line = rows[(rows.target == target) & (rows[across] == name)].set_index(along).reindex(places)
+            text = name if across == "revision" else layer_name(name)
+            axis.plot(range(len(places)), line.estimate, color=colour, marker=".", label=text)
+            axis.fill_between(range(len(places)), line.lower, line.upper, color=colour, alpha=0.12, linewidth=0)
         accuracy_axis(axis, label(target, design.aliases), xor="^" in target)
-        revision_axis(axis, steps)
-    finish(figure, axes, used=len(targets), y="held-out accuracy", legend_title="residual stream")
+        sparse_ticks(axis, [str(place).removeprefix("step") for place in places])
+    finish(
+        figure,
+        axes,
+        used=len(targets),
+        x="training step" if across == "layer" else "layer (0: embedding)",
+        y="held-out accuracy",
+        legend_title="residual stream" if across == "layer" else "revision",
+    )
     return figure
 
 
-def ladder(
-    probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool
-) -> pd.DataFrame:
+def ladder(probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool) -> pd.DataFrame:
     """Accuracy under trained and randomised weights at the revisions that have a ladder, each at its own best layer."""
     rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
     rows = rows[(rows.design == design.name) & (rows.position == position) & (rows.bos == bos)]
@@ -172,7 +172,7 @@ def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
                 label="trained, 95% interval",
             )
         for height, rung in enumerate(rungs[1:], start=1):
-            for offset, (kind, (colour, marker)) in zip((-0.14, 0.14), EMBEDDING_STYLES.items(), strict=True):
+            for offset, (kind, (colour, marker)) in zip((-0.16, 0.16), EMBEDDING_STYLES.items(), strict=True):
                 seeds = of_target[(of_target.weights == rung) & (of_target.embeddings == kind)]
                 axis.plot(
                     seeds.estimate,
@@ -184,6 +184,16 @@ def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
                     color=colour,
                     label=f"embeddings {kind}, one mark a seed",
                 )
+                if len(seeds) > 1:
+                    axis.plot(
+                        [statistics.prediction_bound(seeds.estimate.to_numpy())],
+                        [height + offset],
+                        linestyle="none",
+                        marker="|",
+                        markersize=8,
+                        color=colour,
+                        label=f"embeddings {kind}, 95% bound for one more seed",
+                    )
         axis.set_yticks(range(len(rungs)), [RUNG_NAMES[rung] for rung in rungs])
         axis.set_ylim(len(rungs) - 0.5, -0.6)
         accuracy_axis(axis, label(target, design.aliases), xor="^" in target, horizontal=True)
@@ -213,9 +223,7 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
     targets = [target for target in shown_targets(design) if (rows.target == target).any()]
     figure, axes = plt.subplots(1, len(sources), figsize=(10.5, 3.3), sharey=True)
     for axis, (title, source) in zip(axes, sources, strict=True):
-        for offset, (protocol, (colour, marker, name)) in zip(
-            (-0.22, 0.0, 0.22), PROTOCOL_STYLES.items(), strict=True
-        ):
+        for offset, (protocol, (colour, marker, name)) in zip((-0.22, 0.0, 0.22), PROTOCOL_STYLES.items(), strict=True):
             of_protocol = source[source.protocol == protocol].groupby("target")
             mean = of_protocol[["estimate", "lower", "upper"]].mean().reindex(targets)
             axis.errorbar(
@@ -241,9 +249,7 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
         axis.grid(axis="x", visible=False)
     axes[0].set_ylabel("held-out accuracy")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="upper center", ncols=len(names), frameon=False, bbox_to_anchor=(0.5, 1.06)
-    )
+    figure.legend(handles, names, loc="upper center", ncols=len(names), frameon=False, bbox_to_anchor=(0.5, 1.06))
     sns.despine(figure)
     figure.tight_layout()
     return figure
@@ -270,18 +276,12 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
     theme()
     positions = [position for position in rows.position.unique() if position != "none"]
     steps = ordered_revisions(rows)
-    figure, axes = plt.subplots(
-        1, len(positions), figsize=(4.4 * len(positions), 3.3), sharey=True, squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(positions), figsize=(4.4 * len(positions), 3.3), sharey=True, squeeze=False)
     primary = "^".join(name for name in design.factors if name in design.primary)
     answers = rows[rows.position == "none"]
     for axis, position in zip(axes[0], positions, strict=True):
         for target in dict.fromkeys(rows[rows.position == position].target):
-            line = (
-                rows[(rows.target == target) & (rows.position == position)]
-                .set_index("revision")
-                .reindex(steps)
-            )
+            line = rows[(rows.target == target) & (rows.position == position)].set_index("revision").reindex(steps)
             needed = target in design.needed
             colour, marker = (GREEN, "o") if needed else (VERMILION, "s") if target == primary else (SKY, "^")
             kind = "needed" if needed else "needless, pre-registered" if target == primary else "needless"
@@ -293,9 +293,7 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
                 markersize=4,
                 label=f"probe of {label(target, design.aliases)} ({kind})",
             )
-            axis.fill_between(
-                range(len(steps)), line.lower, line.upper, color=colour, alpha=0.15, linewidth=0
-            )
+            axis.fill_between(range(len(steps)), line.lower, line.upper, color=colour, alpha=0.15, linewidth=0)
         for target in dict.fromkeys(answers.target):
             line = answers[answers.target == target].set_index("revision").reindex(steps)
             name = design.aliases.get(target, target)
@@ -307,7 +305,7 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
                 label=f"the model's own answer to {name}",
             )
         accuracy_axis(axis, f"read at: {position.replace('_', ' ')}", xor=True)
-        revision_axis(axis, steps)
+        sparse_ticks(axis, [step.removeprefix("step") for step in steps])
         axis.set_xlabel("training step")
     axes[0, 0].set_ylabel("held-out accuracy")
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -329,9 +327,7 @@ def layer_name(layer: int) -> str:
     return "embedding" if layer == 0 else f"after block {layer}"
 
 
-def panels(
-    count: int, *, sharex: bool = False, sharey: bool = True, height: float = 2.1
-) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, sharex: bool = False, sharey: bool = True, height: float = 2.1) -> tuple[Figure, list[Axes]]:
     """A grid of at least `count` axes, PANELS_PER_ROW wide; those left over hold the legend."""
     columns = min(PANELS_PER_ROW, count)
     lines = -(-count // columns)
@@ -351,13 +347,13 @@ def accuracy_axis(axis: Axes, title: str, *, xor: bool, horizontal: bool = False
     axis.set_title(title)
 
 
-def revision_axis(axis: Axes, steps: Sequence[str]) -> None:
-    """Revisions at equal distances, as many of them labelled as can be read."""
-    every = max(1, -(-len(steps) // 7))
-    shown = sorted({*range(0, len(steps), every), len(steps) - 1})
+def sparse_ticks(axis: Axes, names: Sequence[str]) -> None:
+    """Names at equal distances, as many of them written as can be read, the last one always."""
+    every = max(1, -(-len(names) // 7))
+    shown = sorted({*range(0, len(names), every), len(names) - 1})
     if len(shown) > 1 and shown[-1] - shown[-2] < every:
         del shown[-2]
-    axis.set_xticks(shown, [steps[index].removeprefix("step") for index in shown])
+    axis.set_xticks(shown, [names[index] for index in shown])
 
 
 def finish(
@@ -376,9 +372,7 @@ def finish(
             handles.setdefault(name, handle)
     for axis in axes[used:]:
         axis.set_axis_off()
-    axes[used].legend(
-        handles.values(), handles.keys(), title=legend_title or None, loc="center", frameon=False
-    )
+    axes[used].legend(handles.values(), handles.keys(), title=legend_title or None, loc="center", frameon=False)
     figure.supxlabel(x, fontsize=9)
     if y:
         figure.supylabel(y, fontsize=9)

@@ -33,8 +33,8 @@ from torch import Tensor
 from counterprobe import (
     designs,
     label_controls,
-    probes,
     probe_grid,
+    probes,
     progress,
     splits,
     statistics,
@@ -118,11 +118,7 @@ def dichotomy_pool(
         pool |= {row.tobytes(): row for row in drawn}
         members[target] = keys
     order = {key: column for column, key in enumerate(sorted(pool))}
-    labels = (
-        np.stack([pool[key][cells] for key in sorted(pool)], axis=1)
-        if pool
-        else np.zeros((len(cells), 0), bool)
-    )
+    labels = np.stack([pool[key][cells] for key in sorted(pool)], axis=1) if pool else np.zeros((len(cells), 0), bool)
     return labels, {target: np.array([order[key] for key in keys]) for target, keys in members.items()}
 
 
@@ -148,9 +144,7 @@ def _dichotomies(
         fit = probe_grid.fit_probe(
             features[fold.train], repeated[fold.train], REFERENCE, np.repeat(penalties, labels.shape[1])
         )
-        correct = (
-            probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
-        )
+        correct = probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
         correct = correct.reshape(len(fold.test), len(penalties), labels.shape[1])
         for column, target in enumerate(targets):
             if target in members:
@@ -267,9 +261,7 @@ def _less_the_effect(design: Design, target: str) -> probe_grid.Prepare:
     """
     sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), dtype=torch.float32)
 
-    def prepare(
-        train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
+    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
         def less(part: Tensor, rows: np.ndarray) -> Tensor:
             s = sign[rows].to(part.device)[:, None]
             return part - s * (s * part).mean(dim=0)
@@ -283,13 +275,9 @@ def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
     """Erase the target's own factors by LEACE, fitted on the training part only."""
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(
-        np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64
-    )
+    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
 
-    def prepare(
-        train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
+    def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
         # float64: the eraser inverts a covariance, and the null it promises is exact only as far as that is.
         eraser = LeaceEraser.fit(train.double(), concepts[train_rows].to(train.device))
         return eraser(train.double()).float(), eraser(test.double()).float()
@@ -301,9 +289,7 @@ def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -
     """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², on all texts."""
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(
-        np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64
-    )
+    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
     sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), device=features.device)
     x = features.double()
     erased = LeaceEraser.fit(x, concepts.to(x.device))(x)

@@ -7,18 +7,17 @@ and, if wanted, a weight of its own for every row (0 drops the row: several fold
 
 which is scikit-learn's LogisticRegression with C = 1/(n λ). How it is solved:
 
-- In the eigenbasis of the centred Gram matrix, XᵀX/n = V diag(s) Vᵀ, the Hessian is close to a·diag(s) + λ_k
-  with 0 < a ≤ 1/4, for every column and every penalty: ONE eigendecomposition preconditions them all. With
-  balanced classes a = 1/4 is exact at w = 0, so that the first step is Newton's; later a = √(c/4), c the mean
-  of p(1 − p), half way between that bound (Böhning and Lindsay 1988, doi:10.1007/BF00049423) and the mean
-  curvature.
+- In the eigenbasis of the centred Gram matrix, XᵀX/n = V diag(s) Vᵀ, the Hessian is close to c_k diag(s) +
+  λ_k, c_k the mean of p(1 − p), for every column and every penalty: ONE eigendecomposition preconditions them
+  all. At w = 0 it is exact and the first step is Newton's. (The bound c = 1/4 of Böhning and Lindsay 1988,
+  doi:10.1007/BF00049423, would do for all steps, but takes twice as many where labels are separable.)
 - L-BFGS on all columns at once (Nocedal and Wright, Numerical Optimization, algorithm 7.4), that diagonal as
   H₀. An iteration is two matrix products with a [d, K] block. The margins X w + b are kept, so the line
   search (Newton on a convex function of one variable, inside a bracket) needs none.
-- A column stops when its gradient, in the norm of H₀, is `tol` times what it was at w = 0. The relative error
-  of its coefficients is then 1 to 10 times tol, up to 100 times where a weak penalty (1e-5) meets separable
-  labels. Its result is fixed there and the column leaves the batch, so it does not depend on which others are
-  slow.
+- A column stops when its gradient in these units, H₀g, is at most `tol` times its coefficients (Euclidean
+  norms). Their relative error is then 1 to 10 times tol, up to 100 times where a weak penalty (1e-5) meets
+  separable labels. The result is fixed there and the column leaves the batch: it does not depend on which
+  others are slow.
 
 Products run in the dtype of the features; coefficients are returned in float64.
 
@@ -128,10 +127,11 @@ def solve(
 ) -> LogisticFit:
     """L2 logistic regression of every column of labels on one matrix of features (objective: see above).
 
-    `tol` is relative to the gradient at w = 0; below 1e-6 it needs float64 features. `weights` are relative
-    within a column; 0 or False drops the row as if it were not there. `start` is a fit to begin from (another
-    penalty, an earlier revision). `names` name the columns in errors. A column that has not converged after
-    `max_iterations` says so in `converged`: whether that matters is for the caller to judge.
+    `tol` is about the relative error of the coefficients (see above); below 1e-6 it needs float64 features.
+    `weights` are relative within a column; 0 or False drops the row as if it were not there. `start` is a fit
+    to begin from (another penalty, an earlier revision). `names` name the columns in errors. A column that
+    has not converged after `max_iterations` says so in `converged`: whether that matters is for the caller to
+    judge.
 
     UserError: a feature that is not finite, a column with one class, a negative penalty or weight, and
     penalty 0 where a plane separates the classes, for then there is no minimum.
@@ -253,9 +253,10 @@ class _Batch:
     """The columns still being solved, one ROW each: the margins of a column are contiguous, which makes sums
     over texts and the removal of columns cheap.
 
-    u are coefficients and intercept in the eigenbasis, margins = u·rotatedᵀ, p = σ(margins) and
-    residual = ω(p − y). The objective is n times that of the module docstring, which spares a factor in every
-    sum; weights sum to n.
+    u are coefficients and intercept in the eigenbasis and against = −y(u·rotatedᵀ), so that the loss of a
+    text is softplus(against) and p = σ(against) its slope: no 1 − p, in which rounding would drown sure
+    answers. The objective is n times that of the module docstring, which spares a factor in every sum;
+    weights sum to n.
     """
 
     def __init__(
@@ -264,53 +265,60 @@ class _Batch:
         labels: Bool[Tensor, "n K"],
         penalty: Float[Tensor, " K"],
         weights: Float[Tensor, "n K"] | None,
+        start: tuple[Float[Tensor, "d K"], Float[Tensor, " K"]] | None,
     ) -> None:
         n, size = basis.rotated.shape
         self.basis = basis
-        self.y = labels.T.to(penalty.dtype).contiguous()
+        self.wrong = 1 - 2 * labels.T.to(penalty.dtype, memory_format=torch.contiguous_format)
         self.weights = None if weights is None else (weights * (n / weights.sum(0))).T.contiguous()
         self.ridge = n * penalty[:, None] * (torch.arange(size, device=penalty.device) < size - 1)
         frozen = basis.negligible & (self.ridge == 0)
         self.frozen = frozen if frozen.any() else None
-        self.p, self.residual, self.along, self.scratch = (torch.empty_like(self.y) for _ in range(4))
+        self.p, self.along, self.scratch = (torch.empty_like(self.wrong) for _ in range(3))
         self.history: list[tuple[Tensor, Tensor]] = []
         self.u = torch.zeros_like(self.ridge)
-        self.u[:, -1] = torch.logit((self.y if self.weights is None else self.y * self.weights).mean(1))
-        self.margins = self.u[:, -1:].expand_as(self.y).contiguous()
-        self._predict()
+        balance = (self.wrong if self.weights is None else self.wrong * self.weights).mean(1)
+        self.u[:, -1] = torch.logit((1 - balance) / 2)
+        self.against = self.u[:, -1:] * self.wrong
+        if start is not None:
+            self._move(*start)
+        torch.sigmoid(self.against, out=self.p)
         self._differentiate()
 
-    def move_to(self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, " K"]) -> None:
-        self.u[:, :-1] = (self.basis.vectors.T.double() @ coefficients.double()).T
-        self.u[:, -1] = intercepts.double() + self.basis.mean @ coefficients.double()
-        torch.mm(self.u, self.basis.rotated.T, out=self.margins)
-        self._predict()
-        self._differentiate()
+    def _move(self, coefficients: Float[Tensor, "d K"], intercepts: Float[Tensor, " K"]) -> None:
+        u = torch.empty_like(self.u)
+        u[:, :-1] = (self.basis.vectors.T.double() @ coefficients.double()).T
+        u[:, -1] = intercepts.double() + self.basis.mean @ coefficients.double()
+        against = torch.mm(u, self.basis.rotated.T).mul_(self.wrong)
+        # A start worse than none can saturate every text; steps from there are long enough to lose all digits.
+        better = (self._objective(u, against) < self._objective(self.u, self.against))[:, None]
+        self.u, self.against = torch.where(better, u, self.u), torch.where(better, against, self.against)
+
+    def _objective(self, u: Float[Tensor, "K size"], against: Float[Tensor, "K n"]) -> Float[Tensor, " K"]:
+        return self._weighted(torch.nn.functional.softplus(against)).sum(1) + (self.ridge * u * u).sum(1) / 2
 
     def keep(self, columns: Int[Tensor, " kept"]) -> None:
-        for name in (
-            "y",
-            "weights",
-            "ridge",
-            "frozen",
-            "u",
-            "margins",
-            "p",
-            "gradient",
-            "scaling",
-            "distance",
-        ):
+        kept = ["wrong", "weights", "ridge", "frozen", "u", "against", "p", "gradient", "scaling", "newton"]
+        for name in kept:
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, values.index_select(0, columns))
-        for name in ("residual", "along", "scratch"):
+        for name in ("along", "scratch"):
             setattr(self, name, getattr(self, name)[: len(columns)])
         self.history = [
             (step.index_select(0, columns), change.index_select(0, columns)) for step, change in self.history
         ]
 
+    def arrived(self, tol: float) -> Bool[Tensor, " K"]:
+        """Columns whose step to the minimum is short beside their coefficients, or whose objective is within
+        rounding of its minimum (1e-13 in float32): where the best coefficients are 0, no step is short."""
+        coefficients = torch.linalg.vector_norm(self.u[:, :-1], dim=1)
+        short = torch.linalg.vector_norm(self.newton, dim=1) <= tol * coefficients
+        rounding = len(self.basis.rotated) * (4 * torch.finfo(self.u.dtype).eps) ** 2
+        return short | (torch.linalg.vecdot(self.gradient, self.newton) <= rounding)
+
     def separated(self) -> Bool[Tensor, " K"]:
         """Columns whose boundary has every row of positive weight on its right side."""
-        right = torch.where(self.y > 0.5, self.margins, -self.margins) > 0
+        right = self.against < 0
         return (right if self.weights is None else right | (self.weights == 0)).all(1)
 
     def step(self, idle: Bool[Tensor, " K"]) -> None:
@@ -319,7 +327,7 @@ class _Batch:
         slope = torch.linalg.vecdot(self.gradient, direction)
         if not (slope < 0).all():
             # Rounding can spoil the products with the history when hardly any gradient is left.
-            direction = torch.where((slope < 0)[:, None], direction, -self.scaling * self.gradient)
+            direction = torch.where((slope < 0)[:, None], direction, -self.newton)
             slope = torch.linalg.vecdot(self.gradient, direction)
         step = direction.mul_(self._search(direction, slope, idle)[:, None])
         self.u += step
@@ -332,30 +340,27 @@ class _Batch:
         length = torch.where(product > 0, product.rsqrt(), 0)[:, None]
         self.history = [*self.history[-(HISTORY - 1) :], (step.mul_(length), change.mul_(length))]
 
-    def _predict(self) -> None:
-        torch.sigmoid(self.margins, out=self.p)
-        torch.sub(self.p, self.y, out=self.residual)
-        if self.weights is not None:
-            self.residual.mul_(self.weights)
-
     def _differentiate(self) -> None:
-        """Gradient, the diagonal that stands for the inverse Hessian, and the norm of the gradient in it."""
-        self.gradient = torch.addmm(self.ridge * self.u, self.residual, self.basis.rotated)
+        """Gradient, the diagonal that stands for the inverse Hessian, and Newton's step with it, uphill."""
+        residual = self._weighted(torch.mul(self.p, self.wrong, out=self.scratch))
+        self.gradient = torch.addmm(self.ridge * self.u, residual, self.basis.rotated)
         mean_curvature = self._curvature() / len(self.basis.rotated)
-        diagonal = torch.addcmul(self.ridge, (mean_curvature / 4).sqrt_()[:, None], self.basis.spectrum)
+        diagonal = torch.addcmul(self.ridge, mean_curvature[:, None], self.basis.spectrum)
         self.scaling = diagonal.reciprocal_()
         if self.frozen is not None:
             self.scaling.masked_fill_(self.frozen, 0)
-        self.distance = torch.linalg.vecdot(self.gradient.square(), self.scaling).sqrt_()
+        self.newton = self.scaling * self.gradient
 
     def _curvature(self, along: Float[Tensor, "K n"] | None = None) -> Float[Tensor, " K"]:
         """Sum of ω p(1 − p) along² over rows; along = 1 if not given."""
         # g ↦ g p(1 − p) in one pass over memory; written out it takes three.
         first = self.p.new_ones(1).expand_as(self.p) if along is None else along
         torch.ops.aten.sigmoid_backward.grad_input(first, self.p, grad_input=self.scratch)
-        if self.weights is not None:
-            self.scratch.mul_(self.weights)
-        return (self.scratch if along is None else self.scratch.mul_(along)).sum(1)
+        curvature = self._weighted(self.scratch)
+        return (curvature if along is None else curvature.mul_(along)).sum(1)
+
+    def _weighted(self, values: Float[Tensor, "K n"]) -> Float[Tensor, "K n"]:
+        return values if self.weights is None else values.mul_(self.weights)
 
     def _direction(self) -> Float[Tensor, "K size"]:
         direction = self.gradient.neg()
@@ -374,19 +379,19 @@ class _Batch:
     ) -> Float[Tensor, " K"]:
         """How far to go: Newton's method on each column's convex function of one variable, inside a bracket.
 
-        Moves margins, p and residual along.
+        Moves `against` and p along.
         """
-        along = torch.mm(direction, self.basis.rotated.T, out=self.along)
+        along = torch.mm(direction, self.basis.rotated.T, out=self.along).mul_(self.wrong)
         ridged = self.ridge * direction
         ridge_slope = torch.linalg.vecdot(ridged, self.u)
         ridge_curvature = torch.linalg.vecdot(ridged, direction)
         allowed = slope.abs().mul_(SLOPE_LEFT).masked_fill_(idle, math.inf)
         length = -slope / (self._curvature(along) + ridge_curvature)
-        self.margins.addcmul_(length[:, None], along)
+        self.against.addcmul_(length[:, None], along)
         low = high = None
         for _ in range(MAX_TRIALS):
-            self._predict()
-            here = torch.mul(self.residual, along, out=self.scratch).sum(1).add_(ridge_slope)
+            torch.sigmoid(self.against, out=self.p)
+            here = self._weighted(torch.mul(self.p, along, out=self.scratch)).sum(1).add_(ridge_slope)
             here.addcmul_(length, ridge_curvature)
             unfinished = here.abs() > allowed
             if not unfinished.any():
@@ -398,7 +403,7 @@ class _Batch:
             middle = torch.where(high.isinf(), 4 * length, (low + high) / 2)
             proposal = torch.where((proposal > low) & (proposal < high), proposal, middle)
             change = torch.where(unfinished, proposal - length, 0)
-            self.margins.addcmul_(change[:, None], along)
+            self.against.addcmul_(change[:, None], along)
             length += change
         return length
 
@@ -413,19 +418,14 @@ def _descend(
     max_iterations: int,
 ) -> tuple[Float[Tensor, "K size"], Float[Tensor, "K size"], Int[Tensor, " K"], Bool[Tensor, " K"]]:
     """Solutions and gradients in the eigenbasis, iterations, converged."""
-    n = len(labels)
-    batch = _Batch(basis, labels, penalty, weights)
-    # Below the second bound the objective is within 1e-12 (float32) of its minimum: nothing is left to gain.
-    goal = (tol * batch.distance).clamp(min=4 * torch.finfo(penalty.dtype).eps * math.sqrt(n))
-    if start is not None:
-        batch.move_to(*start)
+    batch = _Batch(basis, labels, penalty, weights, start)
     solution, gradient = torch.empty_like(batch.u), torch.empty_like(batch.u)
     iterations = torch.full_like(penalty, max_iterations, dtype=torch.int64)
     converged = torch.zeros_like(penalty, dtype=torch.bool)
     active = torch.arange(len(penalty), device=penalty.device)
     idle, unpenalised = torch.zeros_like(converged), penalty == 0
     for iteration in range(max_iterations + 1):
-        arrived = batch.distance <= goal
+        arrived = batch.arrived(tol)
         stop = ~idle
         if iteration < max_iterations:
             stop &= arrived | (unpenalised & batch.separated()) if unpenalised.any() else arrived
@@ -441,9 +441,9 @@ def _descend(
             if n_idle > LEAVING_SHARE * len(idle):
                 stay = (~idle).nonzero()[:, 0]
                 batch.keep(stay)
-                active, goal, idle, unpenalised = active[stay], goal[stay], idle[stay], unpenalised[stay]
+                active, idle, unpenalised = active[stay], idle[stay], unpenalised[stay]
         batch.step(idle)
-    return solution, gradient / n, iterations, converged
+    return solution, gradient / len(labels), iterations, converged
 
 
 # --- probes of raw activations -----------------------------------------------------------------------------
@@ -462,11 +462,12 @@ def logistic(
     labels: Bool[Tensor, "n K"],
     penalty: Float[Tensor, " K"] | float,
     *,
+    weights: Float[Tensor, "n K"] | Bool[Tensor, "n K"] | None = None,
     names: Sequence[str] | None = None,
 ) -> LinearProbe:
-    """The reference probe: `solve` on features standardised by these rows, in raw units."""
+    """The reference probe: `solve` on features standardised by these rows (of any weight), in raw units."""
     standardisation = standardise(features)
-    fit = solve(standardisation.apply(features), labels, penalty, names=names)
+    fit = solve(standardisation.apply(features), labels, penalty, weights=weights, names=names)
     return LinearProbe(*standardisation.raw(fit.coefficients, fit.intercepts))
 
 
@@ -503,6 +504,9 @@ def lda(
     centred = (rows.double() - mean for rows in features.split(ROWS_AT_ONCE))
     total = sum(rows.T @ rows for rows in centred) / n
     largest = total.diagonal().max()
+    if largest == 0:
+        # All texts alike, as at the embedding of a token that they all share: there is no direction to find.
+        return LinearProbe(torch.zeros_like(difference), torch.zeros_like(positive))
     total.diagonal().add_(ridge * total.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(total)
     # Rounding alone can carry a singular matrix through; its pivots show it.
@@ -523,7 +527,7 @@ def _class_means(
     sums = sum(rows.double().T @ columns.double() for rows, columns in pairs)
     positive = sums / count
     negative = (features.sum(0, dtype=torch.float64)[:, None] - sums) / (len(labels) - count)
-    return positive - negative, (positive + negative) / 2, count / len(labels)
+    return positive - negative, (positive + negative) / 2, count.double() / len(labels)
 
 
 # --- scores ------------------------------------------------------------------------------------------------
@@ -545,9 +549,7 @@ class TextScores:
     margin: Float[Tensor, "n K"]
 
 
-def score_texts(
-    probe: LinearProbe, features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"]
-) -> TextScores:
+def score_texts(probe: LinearProbe, features: Float[Tensor, "n d"], labels: Bool[Tensor, "n K"]) -> TextScores:
     """Score raw features of held-out texts against their labels."""
     decision = torch.addmm(probe.intercepts, features.double(), probe.directions)
     signed = torch.where(labels, decision, -decision)

@@ -60,15 +60,11 @@ def audit(
     allow = allow or {}
     for revision, reason in allow.items():
         if not str(reason).strip():
-            raise UserError(
-                f"{repo}: revision {revision} is allowed without a reason; write why its weights are right"
-            )
+            raise UserError(f"{repo}: revision {revision} is allowed without a reason; write why its weights are right")
 
     def read(revision: str) -> HubRevision | None:
         try:
-            return checkpoints.list_revision(
-                repo, revision, endpoint=endpoint, cache_dir=cache_dir, patience=patience
-            )
+            return checkpoints.list_revision(repo, revision, endpoint=endpoint, cache_dir=cache_dir, patience=patience)
         except RevisionMissing:
             return None
 
@@ -77,9 +73,7 @@ def audit(
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         listed = dict(zip(names, pool.map(read, names), strict=True))
     if listed[reference] is None:
-        logger("revision_audit").warning(
-            "%s: has no %s to compare with, only its other revisions", repo, reference
-        )
+        logger("revision_audit").warning("%s: has no %s to compare with, only its other revisions", repo, reference)
     weights = {name: _weights(revision) for name, revision in listed.items()}
     rows = [_row(repo, name, listed[name], weights, allow, reference) for name in dict.fromkeys(revisions)]
     return pandas.DataFrame(rows, columns=list(COLUMNS)).astype({"bytes": "int64", "allowed": "bool"})

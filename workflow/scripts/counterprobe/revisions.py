@@ -32,9 +32,7 @@ def revisions(model: Mapping[str, Any]) -> tuple[str, ...]:
     elif chosen == "log2":
         steps = powers_of_two(model["training"]["steps"]) if model["source"] == "train" else PYTHIA_LOG2_STEPS
     else:
-        raise UserError(
-            f"config, models.*.revisions: no schedule is called '{chosen}'; known: log2, pythia, or a list"
-        )
+        raise UserError(f"config, models.*.revisions: no schedule is called '{chosen}'; known: log2, pythia, or a list")
     return tuple(f"step{step}" for step in steps)
 
 

@@ -48,6 +48,8 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
+    # Fast tokenizers start a thread on every core of their own accord.
+    "RAYON_NUM_THREADS",
 )
 # Packages that can change a number; a manifest records those that the job has imported.
 RECORDED = (
@@ -93,9 +95,7 @@ class Job:
                 "(see the README) or set device: cpu"
             )
         if not torch.cuda.is_available():
-            raise UserError(
-                "device: cuda, but torch finds no usable card here; run nvidia-smi, or set device: cpu"
-            )
+            raise UserError("device: cuda, but torch finds no usable card here; run nvidia-smi, or set device: cpu")
         return "cuda"
 
     def write_table(self, table: pd.DataFrame, name: str | None = None) -> None:
@@ -133,9 +133,7 @@ class Job:
         `content` is what the script knows; spec, code, digests of the inputs, size and hash of every file in
         the folder, versions, device and threads are added. `content["files"]` stands where it is given.
         """
-        self.write_manifest(
-            Path(folder) / manifest.NAME, {"files": manifest.describe_files(folder), **(content or {})}
-        )
+        self.write_manifest(Path(folder) / manifest.NAME, {"files": manifest.describe_files(folder), **(content or {})})
 
     def write_manifest(self, path: str | Path, content: Mapping[str, Any]) -> None:
         """`manifest` for an artefact whose files lie elsewhere, such as in a cache."""
@@ -198,9 +196,7 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(
-                _everything_into(stack.enter_context(open(log, "w", encoding="utf-8", buffering=1)))
-            )
+            stack.enter_context(_everything_into(stack.enter_context(open(log, "w", encoding="utf-8", buffering=1))))
         try:
             task = Job(snakemake, log)
             stack.enter_context(_threads(task.threads))
@@ -212,9 +208,7 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
             yield task
         except Exception as error:
             line = _one_line(error, log)
-            print(
-                line if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True
-            )
+            print(line if isinstance(error, UserError) else traceback.format_exc(), file=sys.stderr, flush=True)
             if log is not None:
                 print(f"{_title(snakemake)}: {line}", file=terminal, flush=True)
             raise SystemExit(1) from None

@@ -47,9 +47,7 @@ class Fold:
     dropped: int = 0
 
 
-def folds(
-    design: Design, protocol: str, n_inner: int, *, n_folds: int = 4, seed: int = 0
-) -> tuple[Fold, ...]:
+def folds(design: Design, protocol: str, n_inner: int, *, n_folds: int = 4, seed: int = 0) -> tuple[Fold, ...]:
     """Folds of one protocol, `carriers` or `items`, with `n_inner` inner folds each (0 for none).
 
     A design in blocks has as many `carriers` folds as blocks, whatever `n_folds` is; its inner folds leave
@@ -57,9 +55,7 @@ def folds(
     UserError where there are fewer groups than folds, or a target has one class in some part of a fold.
     """
     if protocol not in PROTOCOLS:
-        raise UserError(
-            f"protocol '{protocol}' has no folds; use one of {', '.join(PROTOCOLS)}, or published_split"
-        )
+        raise UserError(f"protocol '{protocol}' has no folds; use one of {', '.join(PROTOCOLS)}, or published_split")
     if n_inner == 1 or n_inner < 0:
         raise UserError(f"{n_inner} inner folds; use 0 for none, or at least 2")
     # One stream a protocol: the folds of one do not depend on whether the other was asked for.
@@ -70,9 +66,7 @@ def folds(
         _, blocks = np.unique(design.blocks, return_inverse=True)
         n_blocks = int(blocks.max()) + 1
         if n_blocks < 2:
-            raise NotTestable(
-                f"design '{design.name}': its one block cannot be held out; write it in more blocks"
-            )
+            raise NotTestable(f"design '{design.name}': its one block cannot be held out; write it in more blocks")
         made = _leave_out([blocks], n_blocks, n_inner)
     else:
         if not design.carriers:
@@ -125,9 +119,7 @@ def _leave_out(dealt: Sequence[np.ndarray], n_folds: int, n_inner: int) -> tuple
         for lot in np.array_split(others, n_inner) if n_inner else ():
             held = np.isin(dealt_to, lot)
             inner.append((np.flatnonzero(train & ~held.any(0)), np.flatnonzero(train & held.all(0))))
-        made.append(
-            Fold(np.flatnonzero(train), np.flatnonzero(test), tuple(inner), int((~train & ~test).sum()))
-        )
+        made.append(Fold(np.flatnonzero(train), np.flatnonzero(test), tuple(inner), int((~train & ~test).sum())))
     return tuple(made)
 
 
@@ -144,9 +136,7 @@ def _deal_couples(design: Design, n_folds: int, rng: np.random.Generator) -> Int
     return fold_of[np.searchsorted(couples, design.couples)]
 
 
-def _deal_carriers(
-    design: Design, factor: str, n_folds: int, rng: np.random.Generator
-) -> Int[np.ndarray, "n"]:
+def _deal_carriers(design: Design, factor: str, n_folds: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
     """Fold of each text by its carrier; each class's carriers are dealt on their own, pairs as pairs."""
     units, unit_of = np.unique(design.carriers[factor], return_inverse=True)
     share = np.bincount(unit_of, weights=design.factors[factor]) / np.bincount(unit_of)
@@ -167,9 +157,7 @@ def _refuse_few(design: Design, what: str, n: int, n_folds: int) -> None:
     if n_folds < 2:
         raise UserError(f"design '{design.name}': {n_folds} folds; use at least 2")
     if n < n_folds:
-        raise UserError(
-            f"design '{design.name}': {n} {what} for {n_folds} folds; add items or use fewer folds"
-        )
+        raise UserError(f"design '{design.name}': {n} {what} for {n_folds} folds; add items or use fewer folds")
 
 
 def _check_classes(design: Design, protocol: str, made: Sequence[Fold]) -> None:

@@ -59,12 +59,8 @@ class Topic:
 
 
 TOPICS = {
-    "cities": Topic(
-        "cities.csv", "city", "country", "The city of {item} is{negation} in the country {group}."
-    ),
-    "animals": Topic(
-        "animals.csv", "animal", "class", "The kind of {item} is{negation} in the class {group}."
-    ),
+    "cities": Topic("cities.csv", "city", "country", "The city of {item} is{negation} in the country {group}."),
+    "animals": Topic("animals.csv", "animal", "class", "The kind of {item} is{negation} in the class {group}."),
 }
 
 
@@ -108,17 +104,12 @@ def world(corpus: Mapping[str, Any], resources: str | Path) -> World:
     seed = int(corpus.get("seed", 0))
     answer = corpus.get("answer", "none")
     if answer not in ANSWERS:
-        raise UserError(
-            f"corpus answer '{answer}' is unknown{designs.nearest(answer, ANSWERS)}; choose of {ANSWERS}"
-        )
+        raise UserError(f"corpus answer '{answer}' is unknown{designs.nearest(answer, ANSWERS)}; choose of {ANSWERS}")
     for topic in corpus["topics"]:
         if topic not in TOPICS:
-            raise UserError(
-                f"corpus topic '{topic}' is unknown{designs.nearest(topic, TOPICS)}; choose of {[*TOPICS]}"
-            )
+            raise UserError(f"corpus topic '{topic}' is unknown{designs.nearest(topic, TOPICS)}; choose of {[*TOPICS]}")
     tables = {
-        topic: _table(resources / TOPICS[topic].table, TOPICS[topic].item, TOPICS[topic].group)
-        for topic in TOPICS
+        topic: _table(resources / TOPICS[topic].table, TOPICS[topic].item, TOPICS[topic].group) for topic in TOPICS
     }
     names = _table(resources / "names.csv", "name", "gender")
     suffixes = _table(resources / "suffixes.csv", "word", "kind")
@@ -255,9 +246,7 @@ def rax(name: str, design: Mapping[str, Any], world: World) -> Design:
     file = np.repeat(np.arange(2), 2 * len(items))
     factors = {"speaker": speaker_of_row[row], "negated": file == 1, "match": row % 2 == 1}
     texts = []
-    for i, speaker, negated, match in zip(
-        item.tolist(), *map(np.ndarray.tolist, factors.values()), strict=True
-    ):
+    for i, speaker, negated, match in zip(item.tolist(), *map(np.ndarray.tolist, factors.values()), strict=True):
         word, own = items[i]
         said = sentence(topics[strata[i]], word, own if match else wrong[i], negated)
         woman, man = world.name_pairs[pair_of_item[i]]
@@ -320,9 +309,7 @@ def corpus_texts(world: World, corpus: Mapping[str, Any], n: int, rng: np.random
             suffix=world.suffix_pairs[word[k]][0 if suffix else 1],
             factors=(speaker, negated, match, suffix),
         )
-        texts.append(
-            line.full(None if answer == "none" else bool(coin[k]) if answer == "coin" else speaker != negated)
-        )
+        texts.append(line.full(None if answer == "none" else bool(coin[k]) if answer == "coin" else speaker != negated))
     return texts
 
 
@@ -330,9 +317,7 @@ def vocabulary(world: World) -> list[str]:
     """Every word and punctuation mark of the corpus and its twins, sorted."""
     example = Line("cities", "", "", "", "", (True, True, True, True))
     opposite = Line("animals", "", "", "", "", (False, False, True, False))
-    words = set(
-        f"{example.full(True)} {opposite.full(False)}".replace(".", " . ").replace(":", " : ").split()
-    )
+    words = set(f"{example.full(True)} {opposite.full(False)}".replace(".", " . ").replace(":", " : ").split())
     words |= {WORDS[TRUTH][0].strip()}
     for pairs in (world.name_pairs, world.suffix_pairs, *world.items.values()):
         words |= {word for pair in pairs for word in pair}
@@ -473,21 +458,15 @@ def _table(path: Path, word: str, kind: str) -> list[tuple[str, str]]:
         pair = (record[word], record[kind])
         for value in pair:
             if not (value.isalpha() and value.isascii()):
-                raise UserError(
-                    f"{path}, line {line}: '{value}' is not one word of plain letters; replace it"
-                )
+                raise UserError(f"{path}, line {line}: '{value}' is not one word of plain letters; replace it")
         if pair[0] in first:
-            raise UserError(
-                f"{path}, line {line}: '{pair[0]}' stands in line {first[pair[0]]} already; remove one"
-            )
+            raise UserError(f"{path}, line {line}: '{pair[0]}' stands in line {first[pair[0]]} already; remove one")
         first[pair[0]] = line
         rows.append(pair)
     return rows
 
 
-def _refuse_second_roles(
-    tables: Mapping[str, Sequence[tuple[str, str]]], *words: Sequence[tuple[str, str]]
-) -> None:
+def _refuse_second_roles(tables: Mapping[str, Sequence[tuple[str, str]]], *words: Sequence[tuple[str, str]]) -> None:
     """A word in two roles (the country and the bird) would tie two features to one embedding."""
     roles = [word for table in tables.values() for word, _ in table]
     roles += [group for table in tables.values() for group in sorted({group for _, group in table})]
@@ -511,9 +490,7 @@ def _draw_items(
     groups = [usable[i] for i in rng.permutation(len(usable))[: max(2, min(n // 2, most_classes))]]
     available = sum(len(queues[group]) for group in groups)
     if not 4 <= n <= available:
-        raise UserError(
-            f"corpus topics.{topic}: {n} items wanted, between 4 and {available} can be had; correct it"
-        )
+        raise UserError(f"corpus topics.{topic}: {n} items wanted, between 4 and {available} can be had; correct it")
     dealt = [
         (queues[group][turn], group)
         for turn in range(max(len(queues[group]) for group in groups))
@@ -530,8 +507,6 @@ def _draw_pairs(
     for kind in kinds:
         column = [word for word, its_kind in words if its_kind == kind]
         if not 1 <= n <= len(column):
-            raise UserError(
-                f"corpus carriers: {n} wanted, {table} has {len(column)} of kind '{kind}'; correct it"
-            )
+            raise UserError(f"corpus carriers: {n} wanted, {table} has {len(column)} of kind '{kind}'; correct it")
         columns.append([column[i] for i in rng.permutation(len(column))[:n]])
     return tuple(zip(*columns, strict=True))

@@ -207,9 +207,7 @@ def auroc_bootstrap(
     )
     w = weights[:, first].astype(np.float64)
     parts = []
-    for rows in (
-        [np.flatnonzero(folds == f) for f in np.unique(folds)] if folds is not None else [slice(None)]
-    ):
+    for rows in [np.flatnonzero(folds == f) for f in np.unique(folds)] if folds is not None else [slice(None)]:
         here, local = np.unique(unit_of[rows], return_inverse=True)
         parts.append((rows, np.ix_(here, here), np.eye(len(here))[local]))
     lower, upper = _percentiles(confidence, units)
@@ -227,9 +225,7 @@ def auroc_bootstrap(
     return Interval(table[:, 0], table[:, 1], table[:, 2])
 
 
-def inference_units(
-    design: Design, target: str
-) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n c"] | None]:
+def inference_units(design: Design, target: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n c"] | None]:
     """Item units and carrier units to resample for a target: couples, and the carriers of the factors it
     contains.
 
@@ -261,9 +257,7 @@ def walsh_contrasts(
     the mean over items is the estimate and the spread its sampling error. On complete items both are the
     same numbers. NaN for a target that the layout does not determine (a factor constant within all items).
     """
-    names = (
-        list(designs.targets(design)) if targets is None else [designs.canonical(design, t) for t in targets]
-    )
+    names = list(designs.targets(design)) if targets is None else [designs.canonical(design, t) for t in targets]
     n_items, n_cells = len(design.item_names), 2 ** len(design.factors)
     index = design.items * n_cells + designs.cells(design)
     counts = np.bincount(index, minlength=n_items * n_cells)
@@ -446,9 +440,7 @@ def t_interval(samples: Float[np.ndarray, "k *K"], confidence: float = 0.95) -> 
     """
     k = len(samples)
     if k < 2:
-        raise UserError(
-            f"an interval over seeds needs at least 2 of them, not {k}; raise the number of seeds"
-        )
+        raise UserError(f"an interval over seeds needs at least 2 of them, not {k}; raise the number of seeds")
     mean = np.mean(samples, axis=0, dtype=np.float64)
     half = special.stdtrit(k - 1, (1 + confidence) / 2) * np.std(samples, axis=0, ddof=1) / np.sqrt(k)
     return _symmetric(mean, half)
@@ -512,9 +504,7 @@ def _draws(
         # Strata keep their share of the whole though each draws one less than it has.
         weights[:, here] = draws[:, index] * (len(names) / max(len(names) - 1, 1))
     if not several:
-        raise UserError(
-            "a bootstrap over one unit says nothing; give more items or carriers, or none of these"
-        )
+        raise UserError("a bootstrap over one unit says nothing; give more items or carriers, or none of these")
     return weights
 
 
@@ -574,9 +564,7 @@ def _within(values: Float[np.ndarray, "n k"], items: Int[np.ndarray, "n"]) -> Fl
     return values - (_sums(values, index) / counts[:, None])[index]
 
 
-def _adjusted_contrasts(
-    x: Float[np.ndarray, "n d"], design: Design, names: list[str]
-) -> Float[np.ndarray, "T i d"]:
+def _adjusted_contrasts(x: Float[np.ndarray, "n d"], design: Design, names: list[str]) -> Float[np.ndarray, "T i d"]:
     every = list(designs.targets(design))
     z = _within(np.stack([_product_signs(design, name) for name in every], axis=1), design.items)
     x = _within(x, design.items)
@@ -604,9 +592,7 @@ def _gram(contrasts: Float[np.ndarray, "*T i d"], clusters: Int[np.ndarray, "i"]
     return d @ np.swapaxes(d, -1, -2)
 
 
-def _flip_p(
-    gram: Float[np.ndarray, "*T g g"], n_draws: int, rng: np.random.Generator
-) -> Float[np.ndarray, "*T"]:
+def _flip_p(gram: Float[np.ndarray, "*T g g"], n_draws: int, rng: np.random.Generator) -> Float[np.ndarray, "*T"]:
     g = gram.shape[-1]
     flat = gram.reshape(-1, g, g)
     observed = flat.sum(axis=(1, 2))

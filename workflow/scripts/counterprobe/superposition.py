@@ -72,8 +72,7 @@ def verdicts(cells: pd.DataFrame) -> pd.DataFrame:
             verdict = "contradicted"
         left_out = _excluded(cells, claim) or sum(int(leg["excluded"]) for leg in measured)
         rows.append(
-            _leg("verdict", "every deciding leg", None, verdict, decides=False)
-            | {"claim": claim, "excluded": left_out}
+            _leg("verdict", "every deciding leg", None, verdict, decides=False) | {"claim": claim, "excluded": left_out}
         )
     return superposition_cells.typed(pd.DataFrame(rows), VERDICT_COLUMNS)
 
@@ -85,9 +84,7 @@ def _excluded(cells: pd.DataFrame, claim: str) -> int:
     return int(own.groupby(once, dropna=False).excluded.max().sum())
 
 
-def _leg(
-    name: str, criterion: str, row: pd.Series | None, holds: str, *, decides: bool = True
-) -> dict[str, object]:
+def _leg(name: str, criterion: str, row: pd.Series | None, holds: str, *, decides: bool = True) -> dict[str, object]:
     measured = {"estimate": np.nan, "lower": np.nan, "upper": np.nan, "n_networks": 0, "excluded": 0}
     if row is not None:
         measured = {column: row[column] for column in measured}
@@ -230,9 +227,7 @@ def _c21(cells: pd.DataFrame) -> list[dict[str, object]]:
 def _first(name: str, rows: pd.DataFrame, holds: pd.Series, *, decides: bool) -> dict[str, object]:
     """The first width at which something holds, against [1k, 4k]."""
     if not rows.n_networks.any():
-        return _leg(
-            f"{name}: not measured", "first width in [1024, 4096]", None, "undecided", decides=decides
-        )
+        return _leg(f"{name}: not measured", "first width in [1024, 4096]", None, "undecided", decides=decides)
     found = rows[holds.to_numpy()]
     if found.empty:
         return _leg(
@@ -319,9 +314,7 @@ def _interference(cells: pd.DataFrame) -> list[dict[str, object]]:
         name = f"XOR of computed features: slope of accuracy on m/d at fixed {fixed}"
         legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=decides))
     trained = _only(cells, **(at | {"network": "trained - init"}), score="accuracy", **_base(cells))
-    legs.append(
-        _leg("XOR of computed features: trained - init", "interval > 0", trained, _above(trained, 0.0))
-    )
+    legs.append(_leg("XOR of computed features: trained - init", "interval > 0", trained, _above(trained, 0.0)))
     return legs
 
 
@@ -333,9 +326,7 @@ def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
     }
     legs = []
     differences = _select(cells, **at)
-    trained = _select(
-        differences, network="trained", **{k: v for k, v in _base(cells).items() if k in ("s", "depth")}
-    )
+    trained = _select(differences, network="trained", **{k: v for k, v in _base(cells).items() if k in ("s", "depth")})
     if len(trained):
         for _, row in trained.sort_values(["m", "d"]).iterrows():
             name = f"XOR of inputs whose AND is computed minus of others, m {row.m}, d {row.d}"
@@ -353,9 +344,7 @@ def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
         name = f"XOR of inputs whose AND is computed: slope of accuracy on m/d at fixed {fixed}"
         legs.append(_leg(name, "interval < 0", row, _below(row, 0.0)))
     ratios = cells[
-        (cells.experiment == "genericity")
-        & (cells.score == "rms_error_ratio")
-        & (cells.target == "xor / and")
+        (cells.experiment == "genericity") & (cells.score == "rms_error_ratio") & (cells.target == "xor / and")
     ]
     for _, row in ratios.dropna(subset="estimate").iterrows():
         name = f"error of XOR over error of AND, random layer, m {row.m}, d {row.d}, s {row.s:g}"

@@ -155,9 +155,7 @@ def paired(
     return rows
 
 
-def slopes(
-    table: pd.DataFrame, x: np.ndarray, factors: Mapping[str, object], *, score: str
-) -> list[dict[str, object]]:
+def slopes(table: pd.DataFrame, x: np.ndarray, factors: Mapping[str, object], *, score: str) -> list[dict[str, object]]:
     """Least-squares slope of the estimates on x for every seed, one row a seed; x has one entry a row of
     `table`.
 
@@ -168,14 +166,10 @@ def slopes(
     for seed, index in table.groupby("seed").indices.items():
         group, at = table.iloc[index], x[index]
         kept = group.estimate.notna().to_numpy()
-        common = (
-            {name: group[name].iloc[0] for name in FACTORS} | dict(factors) | {"score": score, "seed": seed}
-        )
+        common = {name: group[name].iloc[0] for name in FACTORS} | dict(factors) | {"score": score, "seed": seed}
         if kept.sum() < 3:
             why = "; ".join(sorted(set(group.reason) - {""})) or "the sweep has fewer than three values"
-            rows.append(
-                network_row(**common, reason=f"a slope needs three cells and has {kept.sum()}: {why}")
-            )
+            rows.append(network_row(**common, reason=f"a slope needs three cells and has {kept.sum()}: {why}"))
             continue
         slope = np.polyfit(at[kept], group.estimate.to_numpy()[kept], 1)[0]
         rows.append(network_row(**common, level=0.0, estimate=float(slope), n_texts=group.n_texts.max()))
@@ -194,14 +188,10 @@ def read(path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> pd.D
     try:
         table = pq.read_table(path).to_pandas()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a Parquet table ({error}); delete it and run again"
-        ) from error
+        raise UserError(f"{path}: cannot be read as a Parquet table ({error}); delete it and run again") from error
     if list(table) != list(columns):
         odd = sorted(set(table) ^ set(columns)) or "their order"
-        raise UserError(
-            f"{path}: not a table of toy networks of this version ({odd} differ); delete it and run again"
-        )
+        raise UserError(f"{path}: not a table of toy networks of this version ({odd} differ); delete it and run again")
     return typed(table, columns)
 
 

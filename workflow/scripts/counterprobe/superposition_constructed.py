@@ -63,10 +63,9 @@ def bernoulli_weights(m: int, d: int, p: float, generator: torch.Generator) -> F
 
 def designated_weights(m: int, d: int, p: float, generator: torch.Generator) -> Float[Tensor, "d inputs"]:
     """Neurons connected to both inputs of each feature they were given; p = 0: one feature each, in turn."""
-    if p == 0:
-        given = torch.nn.functional.one_hot(torch.arange(d) % m, m).float()
-    else:
-        given = bernoulli_weights(m, d, p, generator)
+    given = (
+        torch.nn.functional.one_hot(torch.arange(d) % m, m).float() if p == 0 else bernoulli_weights(m, d, p, generator)
+    )
     return given.repeat_interleave(2, dim=1)
 
 
@@ -168,18 +167,14 @@ def designated_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
         settings += [base | {name: value} for value in spec[name] if base | {name: value} not in settings]
     controls = {(0, 1): superposition_reading.controls(spec["dichotomies"])[0, 1]}
     rows = []
-    for setting, seen, seed in product(
-        settings, ("direct inputs", "superposed inputs"), range(spec["networks"])
-    ):
+    for setting, seen, seed in product(settings, ("direct inputs", "superposed inputs"), range(spec["networks"])):
         rows += _designated_network(setting, seen, seed, spec, controls)
     return rows
 
 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     """Every row of the experiment, one a network and score; spec has sections universal and designated."""
-    return superposition_cells.networks(
-        universal_rows(spec["universal"]) + designated_rows(spec["designated"])
-    )
+    return superposition_cells.networks(universal_rows(spec["universal"]) + designated_rows(spec["designated"]))
 
 
 def _designated_network(
@@ -211,9 +206,7 @@ def _designated_network(
     values["interaction"] = superposition_reading.interactions(activations, texts.cells, pair)[0, 1]
     rows = []
     for score, value in values.items():
-        known: dict[str, Any] = (
-            {"estimate": value} if np.isfinite(value) else {"reason": "a feature has no direction"}
-        )
+        known: dict[str, Any] = {"estimate": value} if np.isfinite(value) else {"reason": "a feature has no direction"}
         known |= {"prediction": predicted} if score == "interaction" else {}
         rows.append(network_row(**where, score=score, level=levels[score], **known))
     return rows

@@ -101,9 +101,7 @@ def minimax_readoff(features: Float[np.ndarray, "n d"], target: Float[np.ndarray
     )
 
 
-def cheapest_readoff(
-    features: Float[np.ndarray, "n d"], target: Float[np.ndarray, "n"], error: float
-) -> ReadOff:
+def cheapest_readoff(features: Float[np.ndarray, "n d"], target: Float[np.ndarray, "n"], error: float) -> ReadOff:
     """The affine read-off with the least ‖r‖₁ among those within `error` on every row; `objective` is that
     norm.
     """
@@ -121,9 +119,7 @@ def cheapest_readoff(
     )
 
 
-def least_squares_errors(
-    features: Float[Tensor, "n d"], targets: Float[Tensor, "n pairs"]
-) -> Float[Tensor, "n pairs"]:
+def least_squares_errors(features: Float[Tensor, "n d"], targets: Float[Tensor, "n pairs"]) -> Float[Tensor, "n pairs"]:
     """Errors of the least-squares affine read-offs of all targets at once, float64."""
     affine = torch.cat((features, torch.ones(len(features), 1)), dim=1).double()
     basis, _ = torch.linalg.qr(affine)
@@ -146,10 +142,7 @@ def indicator_theory(active: Sequence[int], target: str, seed: int = 0) -> Indic
         for count in active
         for cell, (a, b) in enumerate(product((0, 1), repeat=2))
     }
-    means = {
-        key: np.bincount(pattern, weights=z, minlength=4) / NEURONS_OF_THEORY
-        for key, z in activations.items()
-    }
+    means = {key: np.bincount(pattern, weights=z, minlength=4) / NEURONS_OF_THEORY for key, z in activations.items()}
     equations = np.stack([np.mean([means[count, cell] for count in active], axis=0) for cell in range(4)])
     coefficients = np.linalg.solve(equations, wanted)
     bias = [means[count, cell] @ coefficients - wanted[cell] for count, cell in activations]
@@ -229,9 +222,7 @@ def indicator_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
                 s = float(np.mean(active))
                 predicted = theory.rms(d) if readout == "indicator" else float("nan")
                 if reason:
-                    rows.append(
-                        _row("C43", "random", readout, target, m, d, s, "rms_error", **common, reason=reason)
-                    )
+                    rows.append(_row("C43", "random", readout, target, m, d, s, "rms_error", **common, reason=reason))
                     continue
                 rms = float(errors.square().mean().sqrt())
                 scores = {
@@ -279,9 +270,7 @@ def readoff_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     return rows
 
 
-def _readoffs_of(
-    kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[str, Any]
-) -> list[dict[str, object]]:
+def _readoffs_of(kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[str, Any]) -> list[dict[str, object]]:
     m, d, s = cell["m"], cell["d"], cell["s"]
     inputs = superposition_inputs.all_sparse(m, s)
     claim = "C42" if kind == "minimax" else ""
@@ -303,13 +292,9 @@ def _readoffs_of(
                 ("max_error", errors.abs().max()),
                 ("rms_error", errors.square().mean().sqrt()),
             ):
-                rows.append(
-                    _row(claim, "random", kind, target, m, d, float(s), score, **where, estimate=float(value))
-                )
+                rows.append(_row(claim, "random", kind, target, m, d, float(s), score, **where, estimate=float(value)))
             continue
-        pairs = superposition_inputs.random_pairs(
-            m, spec["pairs"], superposition_training.generator(13, seed, m)
-        )
+        pairs = superposition_inputs.random_pairs(m, spec["pairs"], superposition_training.generator(13, seed, m))
         wanted = superposition_inputs.boolean_pairs(inputs, pairs, target).numpy().astype(np.float64)
         features = hidden.numpy().astype(np.float64)
         least = [minimax_readoff(features, column) for column in wanted.T]
@@ -341,9 +326,7 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     )
     start = _initial_layers(plan, m, max(spec["widths"]), len(pairs))
     weight_of_ones = {target: float((1 - value.mean()) / value.mean()) for target, value in wanted.items()}
-    ones = torch.tensor([weight_of_ones[cell[1]] if cell[2] == "weighted" else 1.0 for cell in plan]).view(
-        -1, 1, 1
-    )
+    ones = torch.tensor([weight_of_ones[cell[1]] if cell[2] == "weighted" else 1.0 for cell in plan]).view(-1, 1, 1)
     trained = superposition_training.train_stack(
         start,
         _minibatches(inputs, spec["batch"], m, s),
@@ -365,9 +348,7 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
                 ("C44", "output_on_ones"),
             ):
                 reason = trained.reasons[index]
-                rows.append(
-                    _row(claim, network, "trained", target, m, d, float(s), score, **where, reason=reason)
-                )
+                rows.append(_row(claim, network, "trained", target, m, d, float(s), score, **where, reason=reason))
             continue
         error = outputs[index] - wanted[target]
         on_ones = (outputs[index] * wanted[target]).sum(dim=0) / wanted[target].sum(dim=0)
@@ -378,9 +359,7 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
             ("C44", "output_on_ones"): on_ones.mean(),
         }
         for (claim, score), value in scores.items():
-            rows.append(
-                _row(claim, network, "trained", target, m, d, float(s), score, **where, estimate=float(value))
-            )
+            rows.append(_row(claim, network, "trained", target, m, d, float(s), score, **where, estimate=float(value)))
     table = superposition_cells.networks(rows)
     for score in ("max_error", "l4_error"):
         rows += superposition_cells.paired(
@@ -401,10 +380,7 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     readoffs, losses.
     """
     rows = (
-        affine_rows()
-        + indicator_rows(spec["indicator"])
-        + readoff_rows(spec["readoffs"])
-        + loss_rows(spec["losses"])
+        affine_rows() + indicator_rows(spec["indicator"]) + readoff_rows(spec["readoffs"]) + loss_rows(spec["losses"])
     )
     return superposition_cells.networks(rows)
 
@@ -423,9 +399,7 @@ def _initial_layers(plan: Sequence[tuple], m: int, width: int, n_pairs: int) -> 
     }
 
 
-def _outputs(
-    parameters: Mapping[str, Tensor], inputs: Float[Tensor, "n m"]
-) -> Float[Tensor, "networks n pairs"]:
+def _outputs(parameters: Mapping[str, Tensor], inputs: Float[Tensor, "n m"]) -> Float[Tensor, "networks n pairs"]:
     hidden = torch.relu(inputs @ parameters["weights"] + parameters["biases"])
     return torch.baddbmm(parameters["offsets"], hidden, parameters["readoffs"])
 
@@ -447,10 +421,7 @@ def _power_loss(
     views.
     """
     starts = [i for i, cell in enumerate(plan) if not i or cell[:2] != plan[i - 1][:2]]
-    blocks = [
-        (plan[i][0], plan[i][1], slice(i, end))
-        for i, end in zip(starts, [*starts[1:], len(plan)], strict=True)
-    ]
+    blocks = [(plan[i][0], plan[i][1], slice(i, end)) for i, end in zip(starts, [*starts[1:], len(plan)], strict=True)]
 
     def loss(parameters: Mapping[str, Tensor], inputs: Float[Tensor, "batch m"]) -> Float[Tensor, "networks"]:
         outputs = _outputs(parameters, inputs)

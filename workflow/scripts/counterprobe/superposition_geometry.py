@@ -67,9 +67,7 @@ class Cell:
 def plan(spec: Mapping[str, Any]) -> list[Cell]:
     """Densities × kinds of data at the base size, and the sizes at one density; learned and fixed."""
     base = spec["base"]
-    settings = [
-        (base["m"], base["d"], float(density), data) for density in spec["densities"] for data in spec["data"]
-    ]
+    settings = [(base["m"], base["d"], float(density), data) for density in spec["densities"] for data in spec["data"]]
     settings += [(m, d, float(base["density"]), "independent") for m, d in spec["sizes"]]
     return [
         Cell(*setting, network, seed)
@@ -193,9 +191,7 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
         for score in scores:
             level = chance.get(score, float("nan"))
             predicted = level if fixed else float("nan")
-            rows.append(
-                network_row(**where, score=score, level=level, prediction=predicted, estimate=values[score])
-            )
+            rows.append(network_row(**where, score=score, level=level, prediction=predicted, estimate=values[score]))
         if cell.data == "exclusive" and not fixed:
             known: dict[str, Any] = {"reason": "no antipodal pair"}
             if pairs:

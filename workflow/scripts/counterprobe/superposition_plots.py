@@ -114,9 +114,7 @@ def _trained(rows: pd.DataFrame) -> Figure:
             ),
         )
         for target, network, colour, marker, label in differences:
-            chosen = swept[
-                (swept.target == target) & (swept.network == network) & (swept.score == "accuracy")
-            ]
+            chosen = swept[(swept.target == target) & (swept.network == network) & (swept.score == "accuracy")]
             _measured(line[2], chosen, "crowding", colour, marker, label)
         line[2].axhline(0, color=plots.GREY, linewidth=1)
         line[2].set_ylabel("difference of accuracies")
@@ -126,9 +124,7 @@ def _trained(rows: pd.DataFrame) -> Figure:
     for axis in axes[1]:
         axis.set_xlabel("features per dimension, m/d")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="lower center", ncols=3, fontsize=7, frameon=False, bbox_to_anchor=(0.5, -0.06)
-    )
+    figure.legend(handles, names, loc="lower center", ncols=3, fontsize=7, frameon=False, bbox_to_anchor=(0.5, -0.06))
     axes[0, 2].legend(fontsize=6, frameon=False)
     return figure
 
@@ -144,9 +140,7 @@ def _constructed(rows: pd.DataFrame) -> Figure:
             _predicted(axis, shown[shown.n_networks > 0], "d", "mean error predicted")
         missing = errors[errors.n_networks == 0].d
         if len(missing):
-            axis.axvspan(
-                missing.min() / 2, missing.max(), color=plots.GREY, alpha=0.25, linewidth=0, label="p > 1"
-            )
+            axis.axvspan(missing.min() / 2, missing.max(), color=plots.GREY, alpha=0.25, linewidth=0, label="p > 1")
         axis.axhline(0.25, color=plots.GREY, linewidth=1)
         axis.axvspan(1024, 4096, color=plots.SKY, alpha=0.12, linewidth=0)
         axis.set_xscale("log", base=2)
@@ -191,9 +185,7 @@ def _genericity(rows: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("RMS error")
     solved = rows[(rows.readout == "minimax") & (rows.network == "random")]
     for target, colour, exact in (("and", plots.BLUE, 0.25), ("xor", plots.VERMILION, 0.5)):
-        _measured(
-            axes[1], solved[solved.target == target], "d", colour, "o", f"{target.upper()}, random layer"
-        )
+        _measured(axes[1], solved[solved.target == target], "d", colour, "o", f"{target.upper()}, random layer")
         label = "best affine, of the inputs"
         axes[1].axhline(
             exact, color=plots.BLACK, linestyle=DASHED, linewidth=1, label=label if target == "and" else None

@@ -41,9 +41,7 @@ def controls(count: int, seed: int = 0) -> dict[tuple[int, int], Bool[np.ndarray
     """
     rng = np.random.default_rng(seed)
     return {
-        pair: label_controls.dichotomies(
-            FACTORS, [*FACTORS, "^".join(map(str, pair))], count, rng, at_least=1
-        ).T
+        pair: label_controls.dichotomies(FACTORS, [*FACTORS, "^".join(map(str, pair))], count, rng, at_least=1).T
         for pair in ALL_PAIRS
     }
 
@@ -83,9 +81,7 @@ def read(
     start = n_basic + len(pairs)
     for k, (i, j) in enumerate(pairs):
         column, end = n_basic + k, start + dichotomies[i, j].shape[1]
-        four = [
-            by_cell[(basic[:, i] == a) & (basic[:, j] == b), column].mean() for a in (0, 1) for b in (0, 1)
-        ]
+        four = [by_cell[(basic[:, i] == a) & (basic[:, j] == b), column].mean() for a in (0, 1) for b in (0, 1)]
         result[f"{i}^{j}"] = {
             "accuracy": float(accuracy[column]),
             "worst_cell": float(min(four)),
@@ -124,9 +120,7 @@ def interaction_ratios(
     return result
 
 
-def average(
-    readings: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[int, int]]
-) -> dict[str, float]:
+def average(readings: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Mean of every score over some of the pairs; NaN where one of them is NaN."""
     chosen = [readings[f"{i}^{j}"] for i, j in pairs]
     return {score: float(np.mean([reading[score] for reading in chosen])) for score in LEVELS}

@@ -91,16 +91,13 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
         if not bool(torch.isfinite(stream).all()):
             reason = "diverged: the residual stream is not finite"
             rows += [
-                network_row(**where, target=target, score="accuracy", reason=reason)
-                for target in ("xor", "feature")
+                network_row(**where, target=target, score="accuracy", reason=reason) for target in ("xor", "feature")
             ]
             continue
         pairs = list(combinations(range(k), 2))[:: max(1, k * (k - 1) // 2 // spec["pairs"])][: spec["pairs"]]
         bits = signs > 0
         basic = sorted({i for pair in pairs for i in pair})[: spec["pairs"]]
-        labels = torch.cat(
-            [torch.stack([bits[:, i] ^ bits[:, j] for i, j in pairs], dim=1), bits[:, basic]], dim=1
-        )
+        labels = torch.cat([torch.stack([bits[:, i] ^ bits[:, j] for i, j in pairs], dim=1), bits[:, basic]], dim=1)
         accuracy = held_out_accuracy(stream, labels, spec["train"], spec["penalty"])
         for target, values in (("xor", accuracy[: len(pairs)]), ("feature", accuracy[len(pairs) :])):
             mean = float(values.mean())

@@ -62,9 +62,7 @@ class Cell:
 
     def generator(self, purpose: int) -> torch.Generator:
         """Depends on what the network is, never on what it is trained beside."""
-        return superposition_training.generator(
-            purpose, self.seed, self.m, self.d, round(self.s * SCALE), self.depth
-        )
+        return superposition_training.generator(purpose, self.seed, self.m, self.d, round(self.s * SCALE), self.depth)
 
     @property
     def rate(self) -> float:
@@ -102,9 +100,7 @@ def initial(cells: Sequence[Cell]) -> dict[str, Tensor]:
             columns = cell.m if name == "unembed" else cell.d
             # He's gain where a ReLU follows; everything else keeps the variance of one unit of the stream.
             scale = (2 if name.startswith("in_") else 1) / cell.d
-            parameters[name][index, :rows, :columns] = (
-                torch.randn(rows, columns, generator=generator) * scale**0.5
-            )
+            parameters[name][index, :rows, :columns] = torch.randn(rows, columns, generator=generator) * scale**0.5
     return parameters
 
 
@@ -235,19 +231,13 @@ def _rows_of(
             if read_at != level:
                 continue
             for score, value in superposition_reading.average(readings, pairs).items():
-                known = (
-                    {"estimate": value}
-                    if np.isfinite(value)
-                    else {"reason": "a basic feature has no direction"}
-                )
+                known = {"estimate": value} if np.isfinite(value) else {"reason": "a basic feature has no direction"}
                 known |= {"level": superposition_reading.LEVELS[score], "claim": _claim(target, score)}
                 rows.append(network_row(**where, target=target, score=score, n_texts=n_texts, **known))
         if level == "features":
             accuracy = readings["feature"]["accuracy"]
             rows.append(
-                network_row(
-                    **where, target="feature", score="accuracy", level=0.5, estimate=accuracy, n_texts=n_texts
-                )
+                network_row(**where, target="feature", score="accuracy", level=0.5, estimate=accuracy, n_texts=n_texts)
             )
             wanted = flat[..., 0::2] * flat[..., 1::2]
             error = (outputs(parameters, flat) - wanted)[0, :, : cell.m]
@@ -273,9 +263,7 @@ def _mean_square(error: Float[Tensor, "n m"], wanted: Float[Tensor, "n m"]) -> F
 def _claim(target: str, score: str) -> str:
     if target != "xor_needless":
         return ""
-    return {"interaction_ratio": "C05", "accuracy": "C06", "worst_cell": "C06", "selectivity": "C06"}.get(
-        score, ""
-    )
+    return {"interaction_ratio": "C05", "accuracy": "C06", "worst_cell": "C06", "selectivity": "C06"}.get(score, "")
 
 
 def _differences(table: pd.DataFrame) -> list[dict[str, object]]:

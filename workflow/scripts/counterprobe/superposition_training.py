@@ -24,9 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = (
-    32  # optimiser steps whose inputs are drawn at once: one call a network instead of one a network and step
-)
+CHUNK = 32  # optimiser steps whose inputs are drawn at once: one call a network instead of one a network and step
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ def train_stack(
                 first_moment[name].lerp_(gradient, 1 - beta1)
                 second_moment[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 scale = second_moment[name].sqrt().div_(correction).add_(tiny)
-                weight.sub_(
-                    first_moment[name].div(scale).mul_(rates[name] * (decay / (1 - beta1 ** (step + 1))))
-                )
+                weight.sub_(first_moment[name].div(scale).mul_(rates[name] * (decay / (1 - beta1 ** (step + 1)))))
                 weight.grad = None
     reasons = tuple(_reason(at, start, end) for at, start, end in zip(failed_at, first, last, strict=True))
     return TrainedStack({name: weight.detach() for name, weight in weights.items()}, first, last, reasons)

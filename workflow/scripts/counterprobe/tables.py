@@ -80,9 +80,7 @@ COLUMNS: dict[str, Column] = {
 KEY = tuple(COLUMNS)[: list(COLUMNS).index("score") + 1]
 # In files NaN is null, which readers other than pandas understand; object strings keep pandas 2 and 3 alike.
 ARROW_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-SCHEMA = pa.schema(
-    [pa.field(n, ARROW_TYPES[c.kind], nullable=c.kind == "number") for n, c in COLUMNS.items()]
-)
+SCHEMA = pa.schema([pa.field(n, ARROW_TYPES[c.kind], nullable=c.kind == "number") for n, c in COLUMNS.items()])
 # What a row says of a factor that its number does not have; a row names only what it does have.
 NOT_APPLICABLE = {
     "embeddings": "kept",
@@ -117,9 +115,7 @@ def frame(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> pd.DataFrame:
         table["note"] = ""
     unknown, missing = set(table) - set(COLUMNS), set(COLUMNS) - set(table)
     if unknown or missing:
-        raise ValueError(
-            f"result table: unknown columns {sorted(unknown)}, missing columns {sorted(missing)}"
-        )
+        raise ValueError(f"result table: unknown columns {sorted(unknown)}, missing columns {sorted(missing)}")
     table = pd.DataFrame({name: _typed(table[name], name) for name in COLUMNS})
     crossed = np.flatnonzero(table["lower"].to_numpy() > table["upper"].to_numpy())
     if len(crossed):
@@ -127,9 +123,7 @@ def frame(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> pd.DataFrame:
     table = table.sort_values(list(KEY), kind="stable", ignore_index=True)
     twice = table.duplicated(list(KEY))
     if twice.any():
-        raise ValueError(
-            f"result table: two rows with one key, {table.loc[twice.idxmax(), list(KEY)].to_dict()}"
-        )
+        raise ValueError(f"result table: two rows with one key, {table.loc[twice.idxmax(), list(KEY)].to_dict()}")
     return table
 
 
@@ -145,9 +139,7 @@ def read(path: str | Path) -> pd.DataFrame:
     try:
         arrow = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a Parquet table ({error}); delete it and run again"
-        ) from error
+        raise UserError(f"{path}: cannot be read as a Parquet table ({error}); delete it and run again") from error
     if not arrow.schema.equals(SCHEMA, check_metadata=False):
         odd = sorted(set(arrow.schema.names) ^ set(SCHEMA.names)) or "column types or order"
         raise UserError(f"{path}: not a result table of this version ({odd} differ); delete it and run again")

@@ -69,9 +69,7 @@ def word_level_tokenizer(vocabulary: Sequence[str]) -> tokenizers.Tokenizer:
     words = dict.fromkeys([PAD, BOS, UNKNOWN])
     words.update(dict.fromkeys(piece for piece, _ in pieces))
     if len(words) == 3:
-        raise UserError(
-            "the vocabulary of the word-level tokenizer holds no word; give it the words of the corpus"
-        )
+        raise UserError("the vocabulary of the word-level tokenizer holds no word; give it the words of the corpus")
     model = tokenizers.models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN)
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = split
@@ -95,9 +93,7 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, directory: Path | str) -> No
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps(configuration, indent=2) + "\n", encoding="utf-8"
-    )
+    (directory / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerFast:
@@ -108,9 +104,7 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{directory}: the tokenizer cannot be read ({reason}); put a tokenizer.json there"
-        ) from error
+        raise UserError(f"{directory}: the tokenizer cannot be read ({reason}); put a tokenizer.json there") from error
 
 
 def encode(
@@ -139,9 +133,7 @@ def encode(
         text = texts[index]
         fault = _fault(backend, control, text, encoding)
         if fault:
-            raise UserError(
-                f"{name_of(index, text)}: {fault}; change the text, or drop its group (unreadable: drop)"
-            )
+            raise UserError(f"{name_of(index, text)}: {fault}; change the text, or drop its group (unreadable: drop)")
         length = len(prefix) + len(encoding.ids)
         if length > context:
             raise UserError(
@@ -184,9 +176,7 @@ def name_of(index: int, text: str) -> str:
 
 def _backend(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
     backend = (
-        tokenizer
-        if isinstance(tokenizer, tokenizers.Tokenizer)
-        else getattr(tokenizer, "backend_tokenizer", None)
+        tokenizer if isinstance(tokenizer, tokenizers.Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     )
     if backend is None:
         raise UserError(
@@ -202,22 +192,15 @@ def _backend(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast) -> token
 
 
 def _bos_id(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast) -> int:
-    if isinstance(tokenizer, tokenizers.Tokenizer):
-        bos = tokenizer.token_to_id(BOS)
-    else:
-        bos = tokenizer.bos_token_id
+    bos = tokenizer.token_to_id(BOS) if isinstance(tokenizer, tokenizers.Tokenizer) else tokenizer.bos_token_id
     if bos is None:
-        raise UserError(
-            "the tokenizer has no BOS token, and bos: true asks for one; take true out of activations.bos"
-        )
+        raise UserError("the tokenizer has no BOS token, and bos: true asks for one; take true out of activations.bos")
     return bos
 
 
 def _control_ids(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast) -> frozenset[int]:
     """Ids that stand for no text: the unknown token and every special one."""
-    special = {
-        index for index, token in _backend(tokenizer).get_added_tokens_decoder().items() if token.special
-    }
+    special = {index for index, token in _backend(tokenizer).get_added_tokens_decoder().items() if token.special}
     if not isinstance(tokenizer, tokenizers.Tokenizer) and tokenizer.unk_token_id is not None:
         special.add(tokenizer.unk_token_id)
     return frozenset(special)
@@ -225,9 +208,7 @@ def _control_ids(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast) -> f
 
 def _encodings(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> Iterator[tokenizers.Encoding]:
     for start in range(0, len(texts), TEXTS_AT_A_TIME):
-        yield from backend.encode_batch(
-            list(texts[start : start + TEXTS_AT_A_TIME]), add_special_tokens=False
-        )
+        yield from backend.encode_batch(list(texts[start : start + TEXTS_AT_A_TIME]), add_special_tokens=False)
 
 
 def _fault(

@@ -43,13 +43,10 @@ generator, seeded by sha256 of (rung, seed, name): keeping the embeddings change
 
 import difflib
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,9 +66,7 @@ PRESERVES: Mapping[str, frozenset[str]] = {
     "spectrum": frozenset({"mean_square", "singular_values"}),
     "spectrum_left": frozenset({"mean_square", "singular_values", "left_vectors"}),
     "spectrum_right": frozenset({"mean_square", "singular_values", "right_vectors"}),
-    "permuted_columns": frozenset(
-        {"mean_square", "entries", "singular_values", "left_vectors", "row_entries"}
-    ),
+    "permuted_columns": frozenset({"mean_square", "entries", "singular_values", "left_vectors", "row_entries"}),
 }
 RUNGS: tuple[str, ...] = tuple(PRESERVES)
 CHAINS: tuple[tuple[str, ...], ...] = (
@@ -86,9 +81,7 @@ class Family:
     """Where an architecture keeps what the rungs treat specially, by names in the headless model."""
 
     blocks: str
-    readers: Mapping[
-        str, tuple[str, ...]
-    ]  # normalisation of a block -> the matrices of that block that read it
+    readers: Mapping[str, tuple[str, ...]]  # normalisation of a block -> the matrices of that block that read it
     per_head: frozenset[str]  # matrices of a block whose output rows are heads, each a run of head_dim rows
     final_norm: str
 
@@ -127,9 +120,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 @torch.no_grad()
-def apply(
-    model: nn.Module, rung: str, *, embeddings: str = "kept", seed: int = 0, norms: str = "folded"
-) -> None:
+def apply(model: nn.Module, rung: str, *, embeddings: str = "kept", seed: int = 0, norms: str = "folded") -> None:
     """Replace the weights of a loaded transformers causal language model, in place, by one rung of the
     ladder.
 
@@ -264,9 +255,7 @@ def _per_head(model: nn.Module, family: Family) -> dict[int, int]:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {
-        id(block.get_submodule(name).weight): head_dim
-        for block in _blocks(model, family)
-        for name in family.per_head
+        id(block.get_submodule(name).weight): head_dim for block in _blocks(model, family) for name in family.per_head
     }
 
 
@@ -335,83 +324,3 @@ def _matrix(
 def _moment_matched(values: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
     noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
     return values.mean() + values.std(correction=0) * noise
-
-
-@dataclass(frozen=True)
-class ActivationStatistics:
-    """What a rung's activations look like, a layer at a time; layer 0 is the embedding output."""
-
-    # Means over texts of ‖x_l‖ and of ‖x_l − x_{l−1}‖ / ‖x_{l−1}‖ (NaN at layer 0), and (Σλ)² / Σλ², λ being
-    # the eigenvalues of the texts' covariance.
-    residual_norm: Float[np.ndarray, " layers"]
-    block_ratio: Float[np.ndarray, " layers"]
-    participation_ratio: Float[np.ndarray, " layers"]
-
-
-def activation_statistics(layers: Iterable[Float[np.ndarray, "texts d"]]) -> ActivationStatistics:
-    """Statistics of the residual stream at one read position, layers 0..L in order, each [n_texts, d].
-
-    The participation ratio counts the directions that texts vary along: 1 when all variation is on a line, 0
-    when every text has the same activation (as at layer 0 at a token all texts share).
-    """
-    norms, ratios, participation = [], [], []
-    previous = None
-    for layer in layers:
-        residual = np.asarray(layer, dtype=np.float64)
-        length = np.linalg.norm(residual, axis=1)
-        norms.append(length.mean())
-        if previous is None:
-            ratios.append(math.nan)
-        else:
-            written = np.linalg.norm(residual - previous, axis=1)
-            ratios.append(
-                np.mean(written / np.maximum(np.linalg.norm(previous, axis=1), np.finfo(float).tiny))
-            )
-        participation.append(_participation_ratio(residual))
-        previous = residual
-    return ActivationStatistics(np.array(norms), np.array(ratios), np.array(participation))
-
-
-def _participation_ratio(residual: Float[np.ndarray, "texts d"]) -> float:
-    centred = residual - residual.mean(axis=0)
-    small_side = centred @ centred.T if len(residual) <= residual.shape[1] else centred.T @ centred
-    total = np.trace(small_side)
-    # Equal rows leave rounding noise behind, which would look like a cloud of full dimension.
-    if not total > 1e-12 * np.square(residual).sum():
-        return 0.0
-    return float(total**2 / np.square(small_side).sum())
-
-
-# A rung is there to show what an architecture and a spectrum give for nothing, so it must still process its
-# input. One order of magnitude is far outside the spread between healthy rungs and trained models, and far
-# inside what saturated attention or a vanishing residual branch produce.
-COLLAPSE_FACTOR = 10.0
-
-
-def health(trained: ActivationStatistics, control: ActivationStatistics) -> pd.DataFrame:
-    """The health columns of one rung beside the trained model's, a row a layer, with the boolean `collapsed`.
-
-    A layer is collapsed, and the rung not a control there, if any of these holds for COLLAPSE_FACTOR = 10: a
-    statistic is not finite; texts vary along fewer than 1/10 of the directions (participation ratio) they
-    vary along in the trained model; or the blocks up to there write, on average, less than 1/10 of the share
-    r / (1 + r) that trained blocks write, r being `block_ratio`: the layer is nearly the embedding. A share
-    and an average, because one block of a trained model may write many times the residual, which no control
-    owes. Layers without variation in the trained model cannot be judged and are not collapsed. The residual
-    norm is reported and not judged: every reader of the residual stream normalises it first, and probes
-    standardise.
-    """
-    if len(trained.residual_norm) != len(control.residual_norm):
-        raise ValueError(
-            f"{len(trained.residual_norm)} trained layers but {len(control.residual_norm)} of the rung"
-        )
-    columns = {"layer": np.arange(len(trained.residual_norm))}
-    for name in ("residual_norm", "block_ratio", "participation_ratio"):
-        columns[name] = getattr(control, name)
-        columns[f"trained_{name}"] = getattr(trained, name)
-    broken = ~np.isfinite(control.residual_norm) | ~np.isfinite(control.participation_ratio)
-    flat = control.participation_ratio * COLLAPSE_FACTOR < trained.participation_ratio
-    idle = np.full(len(flat), False)
-    ratios = (control.block_ratio[1:], trained.block_ratio[1:])
-    written, expected = (np.cumsum(ratio / (1 + ratio)) for ratio in ratios)
-    idle[1:] = written * COLLAPSE_FACTOR < expected
-    return pd.DataFrame({**columns, "collapsed": broken | flat | idle})

@@ -1,0 +1,68 @@
+"""A user's own model and texts: a folder and two tables; then a hub, spoken to over loopback."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from counterprobe import tables
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from loopback_hub import Hub
+
+PROBES = "results/{}/tables/probes.parquet"
+
+
+def test_the_example_of_the_readme(shared, fresh_checkout):
+    checkout = fresh_checkout()
+    checkout.run("--configfile", "config/own-model.yaml", "tests/workflow/own-model-small.yaml")
+    probes = tables.read(checkout.root / PROBES.format("own-model-small"))
+    read = probes[(probes.score == "accuracy") & (probes.control == "none") & (probes.representation == "activations")]
+    assert set(read.target) == {"truth", "negated", "truth^negated"}
+    assert set(read.protocol) == {"items"}
+    assert set(read.weights) == {"trained", "init"}
+    negated = read[(read.target == "negated") & (read.weights == "trained") & (read.layer == 5)]
+    assert negated.estimate.min() > 0.95
+    figures = {path.name for path in (checkout.root / "results/own-model-small/figures/cities").iterdir()}
+    assert {"layers_by_step.png", "ladder.pdf"} <= figures
+
+
+@pytest.fixture
+def hub(shared, tmp_path):
+    """A repository of two revisions of one small model."""
+    for revision in ("step0", "main"):
+        folder = tmp_path / "repos" / "someone" / "stories" / revision
+        shutil.copytree(shared / "models" / "stories260k", folder)
+        for path in folder.iterdir():
+            os.chmod(path, 0o644)
+    config = tmp_path / "repos/someone/stories/step0/config.json"
+    config.write_text(config.read_text().rstrip() + "\n")
+    with Hub(tmp_path / "repos") as served:
+        yield served
+
+
+def test_a_hub_by_another_overlay(hub, fresh_checkout, tmp_path):
+    checkout = fresh_checkout()
+    overlay = yaml.safe_load((checkout.root / "tests/workflow/own-model-small.yaml").read_text())
+    overlay |= {
+        "experiment": "from-hub",
+        "models": {"served": {"source": "hub", "repo": "someone/stories", "revisions": ["step0", "main"]}},
+        "run": overlay["run"] | {"models": ["served"], "controls": []},
+    }
+    (checkout.root / "hub.yaml").write_text(yaml.safe_dump(overlay))
+    arguments = ("--configfile", "config/own-model.yaml", "hub.yaml", "--until", "extract_activations")
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+    hub.inject("reset", "model.safetensors", after=100_000)
+    checkout.run(*arguments, **environment)
+    for revision in ("step0", "main"):
+        manifest = json.loads(checkout.read(f"results/from-hub/checkpoints/served/{revision}/manifest.json"))
+        assert manifest["content"]["commit"] == hub.commit("someone/stories", revision)
+        assert (checkout.root / f"results/from-hub/activations/served/{revision}/trained/cities/manifest.json").exists()
+    asked = len(hub.requests)
+    assert "Nothing to be done" in checkout.run(*arguments, **environment)
+    assert len(hub.requests) == asked
