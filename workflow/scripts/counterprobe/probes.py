@@ -10,7 +10,7 @@ which is scikit-learn's LogisticRegression with C = 1/(n λ). How it is solved:
 - In the eigenbasis of the centred Gram matrix, XᵀX/n = V diag(s) Vᵀ, the Hessian is close to c_k diag(s) +
   λ_k, c_k the mean of p(1 − p), for every column and every penalty: ONE eigendecomposition preconditions them
   all. At w = 0 it is exact and the first step is Newton's. (The bound c = 1/4 of Böhning and Lindsay 1988,
-  doi:10.1007/BF00049423, would do for all steps, but takes twice as many where labels are separable.)
+  doi:10.1007/BF00049423, would do for all steps, but takes up to twice as many where labels are separable.)
 - L-BFGS on all columns at once (Nocedal and Wright, Numerical Optimization, algorithm 7.4), that diagonal as
   H₀. An iteration is two matrix products with a [d, K] block. The margins X w + b are kept, so the line
   search (Newton on a convex function of one variable, inside a bracket) needs none.
@@ -53,7 +53,7 @@ SLOPE_LEFT = 0.5
 MAX_TRIALS = 30
 # Converged columns leave when they are more than this share of the batch: it costs a copy of those that stay.
 LEAVING_SHARE = 0.1
-# Columns are solved in blocks: so many floats in each [K, n] array (there are six), at least so many columns.
+# Columns are solved in blocks: so many floats in each [K, n] array (there are five), but BLOCK_COLUMNS at least.
 BLOCK_FLOATS = {"cpu": 2**21, "cuda": 2**27}
 BLOCK_COLUMNS = 64
 # Largest over smallest variance of the features for which a float32 Gram matrix is good enough.
@@ -290,7 +290,7 @@ class _Batch:
         u[:, :-1] = (self.basis.vectors.T.double() @ coefficients.double()).T
         u[:, -1] = intercepts.double() + self.basis.mean @ coefficients.double()
         against = torch.mm(u, self.basis.rotated.T).mul_(self.wrong)
-        # A start worse than none can saturate every text; steps from there are long enough to lose all digits.
+        # A start worse than none can saturate every text; from there steps are so long that no digit survives.
         better = (self._objective(u, against) < self._objective(self.u, self.against))[:, None]
         self.u, self.against = torch.where(better, u, self.u), torch.where(better, against, self.against)
 

@@ -165,7 +165,7 @@ def _constructed(rows: pd.DataFrame) -> Figure:
     axes[3].set_xlabel("analytic ‖δ‖²")
     axes[3].set_ylabel("measured ‖δ‖²")
     axes[3].set_title("interaction from shared neurons")
-    axes[3].legend(fontsize=6, frameon=False)
+    axes[3].legend(loc="lower right", fontsize=6, frameon=False)
     return figure
 
 
@@ -245,7 +245,7 @@ def _redundancy(rows: pd.DataFrame) -> Figure:
         axis.set_xlabel(label)
         axis.set_title(f"monotone fit explains {explained.get(name, np.nan):.3f}")
     axes[0].set_ylabel("XOR accuracy")
-    axes[0].legend(fontsize=6, frameon=False, title="dashed: claimed bars", title_fontsize=6)
+    axes[3].legend(loc="center right", fontsize=6, frameon=False, title="dashed: claimed bars", title_fontsize=6)
     return figure
 
 
@@ -272,7 +272,7 @@ def _geometry(rows: pd.DataFrame) -> Figure:
         _measured(axes[2], shown, "d", colour, marker, f"{network} directions")
         _predicted(axes[2], shown, "d", "one subspace")
     axes[2].set_xlabel("dimensions d (m = 2d)")
-    axes[2].set_ylabel("orthogonal subspaces of ≥ 2 features")
+    axes[2].set_ylabel("subspaces of ≥ 2 features")
     axes[2].set_title(f"density {density:g}")
     for axis in axes:
         axis.legend(fontsize=6, frameon=False)

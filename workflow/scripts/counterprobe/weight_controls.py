@@ -73,7 +73,6 @@ CHAINS: tuple[tuple[str, ...], ...] = (
     ("init", "gaussian", "spectrum", "spectrum_left", "permuted_columns", "trained"),
     ("gaussian", "permuted_entries", "permuted_columns"),
 )
-_SPECTRUM_RUNGS = frozenset({"spectrum", "spectrum_left", "spectrum_right"})
 
 
 @dataclass(frozen=True)
