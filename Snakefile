@@ -32,6 +32,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["JUPYTER_PATH"] = os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter")
 
 
+report: "workflow/report/workflow.rst"
+
+
 pathvars:
     results=f"results/{config['experiment']}",
 

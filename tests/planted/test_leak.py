@@ -15,7 +15,7 @@ SPEC = {
 
 @pytest.fixture(scope="module")
 def scores():
-    table = planted.leak(SPEC, device="cpu")
+    table = planted.leak(SPEC, "rax", device="cpu")
     return table[table.score == "accuracy"]
 
 

@@ -102,6 +102,7 @@ def test_an_xor_is_free_where_its_and_is_computed_and_there_is_room():
         "items": 96,
         "penalty": 0.001,
         "dichotomies": 2,
+        "learned": 0.25,
     }
     base = {"m": 4, "d": 16, "s": 2, "depth": 1}
     table = superposition_trained.sweep(spec | {"base": base, "m": [], "d": [], "s": [], "depth": [], "networks": 3})

@@ -112,7 +112,7 @@ def test_a_wrong_country_that_is_not_deranged_is_refused_by_name(factorial):
     assert found(report, check="additive").loc["match", "verdict"] == "refused"
     # What names no match is as balanced as before.
     assert found(report, check="additive").loc["speaker^negated", "verdict"] == "ok"
-    with pytest.raises(UserError, match=r"design 'factorial' is refused.*more in the audit"):
+    with pytest.raises(UserError, match=r"design 'factorial' is refused.*more in the log"):
         report.refuse()
 
 

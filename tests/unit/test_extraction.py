@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterprobe import activations, checkpoints, control_health, designs, extraction, manifest, statements, tokenization
+from counterprobe import (
+    activations,
+    checkpoints,
+    control_health,
+    designs,
+    extraction,
+    manifest,
+    statements,
+    tokenization,
+)
 from counterprobe.language_model import Architecture, build, save_revision
 from counterprobe.progress import UserError
 

@@ -59,7 +59,8 @@ def test_rungs_and_last_only_designs_stand_at_the_last_revision_only():
     )
     assert {u.revision for u in units if u.design == "r" or u.weights != "trained"} == {"step6"}
     assert {u.weights for u in units} == {"trained", "init", "gaussian"}
-    assert len(units) == len(set(units)) == 5 + 1 + 2 * 2
+    assert len(units) == len(set(units)) == 5 + 2 + 1 + 1
+    assert {u.weights for u in units if u.design == "r"} == {"trained", "init"}
 
 
 def test_label_controls_on_trained_weights_of_controlled_revisions():
@@ -71,8 +72,8 @@ def test_only_generated_factorial_texts_are_answered():
 
 
 def test_figures_follow_the_designs():
-    assert set(plan.figures(config())) == {"f/layers_by_step", "f/ladder", "f/needed", "r/leak"}
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"c/layers_by_step"}
+    assert set(plan.figures(config())) == {"m/f/layers_by_step", "m/f/ladder", "m/f/needed", "m/r/leak"}
+    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"m/c/layers_by_step"}
 
 
 def test_a_controlled_revision_has_to_exist():

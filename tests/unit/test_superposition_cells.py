@@ -35,6 +35,12 @@ def test_what_is_excluded_is_counted_and_never_dropped():
     assert np.isnan(none.lower)
 
 
+def test_the_level_is_that_of_the_networks_that_know_it():
+    table = rows([None, 0.6, 0.8])
+    table[0]["level"] = float("nan")
+    assert superposition_cells.cells(superposition_cells.networks(table)).level.item() == 0.5
+
+
 def test_one_network_has_no_interval():
     cell = superposition_cells.cells(superposition_cells.networks(rows([0.5]))).iloc[0]
     assert cell.estimate == 0.5

@@ -99,3 +99,16 @@ def test_a_designated_network_that_cannot_be_is_excluded():
     impossible = table[table.p == 1.2]
     assert (impossible.reason == "p = 1.2 > 1 is no probability").all()
     assert set(impossible.score) == set(table[table.p == 0.5].score)
+
+
+def test_the_trend_is_the_slope_of_accuracy_on_the_analytic_interaction():
+    spec = {"base": {"m": 6, "d": 16, "s": 1, "p": 0}, "m": [], "d": [], "s": [], "p": [0.3, 0.6], "networks": 2}
+    spec |= {"items": 60, "penalty": 0.001, "dichotomies": 2}
+    table = superposition_cells.networks(superposition_constructed.designated_rows(spec)).query("seed == 1")
+    scores = table[table.p.notna()].pivot(index=["p", "setting"], columns="score")
+    analytic = scores.loc[(slice(None), "direct inputs"), ("prediction", "interaction")].to_numpy()
+    for setting in ("direct inputs", "superposed inputs"):
+        accuracy = scores.loc[(slice(None), setting), ("estimate", "accuracy")].to_numpy()
+        expected = np.cov(analytic, accuracy)[0, 1] / np.var(analytic, ddof=1)
+        slope = table[(table.score == "accuracy_slope") & (table.setting == setting)].estimate.item()
+        assert slope == pytest.approx(expected)

@@ -29,7 +29,7 @@ def test_the_chance_of_antipodal_pairs_is_that_of_random_directions():
 
 @pytest.mark.parametrize(
     ("data", "density", "share"),
-    [("independent", 0.3, 0.3), ("exclusive", 0.3, 0.3), ("exclusive", 1.0, 0.5)],
+    [("independent", 0.3, 0.3), ("exclusive", 0.3, 0.3), ("exclusive", 0.5, 0.5)],
 )
 def test_features_are_on_as_often_as_they_should(data, density, share):
     cell = Cell(6, 3, density, data, "learned", 0)
@@ -48,6 +48,14 @@ def test_a_small_sweep_learns_pairs_that_no_fixed_directions_have():
     assert pairs.loc["learned"].estimate >= 2
     assert pairs.loc["fixed"].estimate < 1
     assert pairs.loc["fixed"].prediction == pytest.approx(superposition_geometry.chance_of_antipodal(6, 3))
+
+
+def test_exclusive_features_are_stored_at_the_density_they_can_have():
+    spec = {"base": {"m": 4, "d": 2, "density": 0.2}, "densities": [1.0, 0.7, 0.2], "networks": 1, "sizes": []}
+    densities = {data: set() for data in ("independent", "exclusive")}
+    for cell in superposition_geometry.plan(spec | {"data": list(densities)}):
+        densities[cell.data].add(cell.density)
+    assert densities == {"independent": {1.0, 0.7, 0.2}, "exclusive": {0.5, 0.2}}
 
 
 def test_a_diverged_model_is_excluded_and_its_fixed_twin_is_not():

@@ -21,6 +21,7 @@ TRAINED |= {
     "items": 8,
     "penalty": 0.01,
     "dichotomies": 2,
+    "learned": 100,
 }
 UNIVERSAL = {"m": 8, "widths": [16, 32, 64], "s": [2, 3], "pairs": 2, "contexts": 2, "networks": 2}
 DESIGNATED = {"base": {"m": 4, "d": 8, "s": 1, "p": 0.5}, "m": [], "d": [], "s": [], "p": [0, 1]}

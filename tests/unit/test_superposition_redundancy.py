@@ -58,5 +58,7 @@ def test_every_cell_and_seed_is_in_the_table():
     # Two cells cannot give an exponent; that is said, not left out.
     gammas = table[table.score == "gamma"]
     assert gammas.reason.str.contains("fewer than four cells").all()
+    left_out = table[table.score == "gamma_left_out"]
+    assert set(left_out.setting) == {"without k = 4", "without k = 5"}
     cells = superposition_cells.cells(table)
     assert cells[cells.score == "gamma"].excluded.tolist() == [2]

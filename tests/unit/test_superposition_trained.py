@@ -17,6 +17,7 @@ SPEC = {
     "items": 24,
     "penalty": 0.001,
     "dichotomies": 4,
+    "learned": 10.0,
 }
 
 
@@ -73,7 +74,23 @@ def test_a_diverged_run_keeps_its_rows_and_its_initialisation():
     init = table[(table.network == "init") & (table.score == "accuracy")]
     assert init.estimate.notna().all()
     differences = table[table.network == "trained - init"]
-    assert differences.reason.str.startswith("diverged").all()
+    assert differences.reason.str.contains("diverged: the loss is not finite").all()
+
+
+def test_a_network_that_did_not_learn_the_task_says_nothing_of_an_xor():
+    spec = SPEC | {"m": [], "d": [], "s": [], "depth": [], "networks": 2}
+    errors = superposition_trained.sweep(spec)
+    errors = errors[(errors.score == "rms_error") & (errors.network == "trained")].set_index("seed").estimate
+    bar = float(errors.mean())
+    table = superposition_trained.sweep(spec | {"learned": bar})
+    xors = table[table.target.str.startswith("xor") & ~table.score.str.endswith("slope")]
+    for seed, error in errors.items():
+        of_seed = xors[xors.seed == seed]
+        trained = of_seed[of_seed.network != "init"]
+        assert (trained.reason.str.startswith("did not learn the task") == (error >= bar)).all()
+        assert (of_seed[of_seed.network == "init"].reason == "").all()
+    told = table[(table.score == "rms_error") & (table.network == "trained")]
+    assert told.estimate.notna().all()
 
 
 @pytest.mark.parametrize("score", ["accuracy", "interaction_ratio"])

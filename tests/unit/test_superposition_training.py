@@ -64,6 +64,17 @@ def test_a_run_that_diverges_says_so_and_leaves_its_neighbours_alone():
         assert torch.equal(ours.parameters["w"][index], calm.parameters["w"][index])
 
 
+def test_parameters_that_the_last_step_broke_are_a_divergence():
+    start, draw, _ = quadratic(2)
+
+    def loss(parameters, inputs):
+        # The loss of the one step is finite, and its gradient at 0 is not.
+        return torch.stack([parameters["w"][0].abs().sqrt().sum(), parameters["w"][1].square().sum()])
+
+    ours = superposition_training.train_stack(start, draw, loss, steps=1, learning_rate=0.1)
+    assert ours.reasons == ("diverged: a parameter is not finite after the last step", "")
+
+
 def test_a_loss_that_rises_is_a_divergence():
     start, draw, loss = quadratic(1)
     ours = superposition_training.train_stack(start, draw, loss, steps=4, learning_rate=100.0)

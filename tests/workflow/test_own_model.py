@@ -28,7 +28,7 @@ def test_the_example_of_the_readme(shared, fresh_checkout):
     assert set(read.weights) == {"trained", "init"}
     negated = read[(read.target == "negated") & (read.weights == "trained") & (read.layer == 5)]
     assert negated.estimate.min() > 0.95
-    figures = {path.name for path in (checkout.root / "results/own-model-small/figures/cities").iterdir()}
+    figures = {path.name for path in (checkout.root / "results/own-model-small/figures/mine/cities").iterdir()}
     assert {"layers_by_step.png", "ladder.pdf"} <= figures
 
 

@@ -44,12 +44,13 @@ def overlay(smoke, **changes):
     [
         ("statistics__resamples", 300, {"measure_behaviour", "train_probes", "control_probes", "probe_planted"}),
         ("probes__shuffles", 3, {"train_probes", "control_probes", "probe_planted"}),
+        ("probes__seed", 1, {"audit_design", "train_probes", "control_probes", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
         ("activations__token_budget", 4096, {"extract_activations"}),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
         ("corpora__small__seed", 1, {"train_model", "write_design"}),
-        ("designs__factorial_small__seed", 1, {"write_design", "audit_design"}),
+        ("designs__factorial_small__seed", 1, {"write_design"}),
         (
             "designs__rax_small__protocols",
             ["items", "published"],

@@ -26,7 +26,7 @@ def test_every_table_and_figure_is_there(smoke):
         "rax_small/leak",
     ):
         for suffix in ("pdf", "png", "csv"):
-            assert (smoke.root / f"results/smoke/figures/{figure}.{suffix}").stat().st_size > 500
+            assert (smoke.root / f"results/smoke/figures/tiny/{figure}.{suffix}").stat().st_size > 500
     assert not (smoke.root / "results/default").exists()
 
 

@@ -1,6 +1,20 @@
 """What a model makes of the texts: its residual stream at the read positions, and its own answers."""
 
 
+def what_is_read(wildcards):
+    """Trained weights do not depend on the ladder, nor a rung on the positions that only trained weights are read at."""
+    shared = [
+        f"activations.{key}"
+        for key in ("backend", "dtype", "token_budget", "threads", "layers")
+        if key in config["activations"]
+    ]
+    if wildcards.weights == plan.TRAINED:
+        own = ["activations.positions", "activations.bos"]
+    else:
+        own = ["activations.primary_position", "activations.primary_bos", "controls.seeds", "controls.embeddings"]
+    return spec(*shared, *own, "designs.{design}.unreadable")(wildcards)
+
+
 rule extract_activations:
     input:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
@@ -20,7 +34,7 @@ rule extract_activations:
         gpu=gpus(),
         declared_threads=config["activations"]["threads"],
     params:
-        spec=spec("activations", "controls.seeds", "controls.embeddings", "designs.{design}.unreadable"),
+        spec=what_is_read,
         code=code("extract_activations.py"),
     script:
         "../scripts/extract_activations.py"
@@ -39,12 +53,11 @@ rule measure_behaviour:
         "<results>/benchmarks/measure_behaviour/{model}/{revision}/{weights}/{design}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: config["activations"]["threads"]
+    threads: 1
     resources:
         gpu=gpus(),
-        declared_threads=config["activations"]["threads"],
     params:
-        spec=spec("statistics", "designs.{design}.unreadable"),
+        spec=spec("statistics", "activations.bos", "designs.{design}.unreadable"),
         code=code("measure_behaviour.py"),
     script:
         "../scripts/measure_behaviour.py"

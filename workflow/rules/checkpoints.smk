@@ -5,6 +5,14 @@ DIRECTORY_MODELS = plan.models_from(config, "directory")
 HUB_MODELS = plan.models_from(config, "hub")
 
 
+def model_files(wildcards):
+    """What a model folder holds, so that a changed model is read again."""
+    folder = config["models"][wildcards.model]["path"]
+    kept = ("config.json", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [f"{folder}/{name}" for name in names if name.startswith(kept) or name.endswith(".safetensors")]
+
+
 localrules:
     register_trained,
     register_directory,
@@ -57,6 +65,8 @@ rule register_trained:
 
 
 rule register_directory:
+    input:
+        files=model_files,
     output:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
     log:

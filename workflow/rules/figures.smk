@@ -9,18 +9,18 @@ rule draw_layers_by_step:
         probes="<results>/tables/probes.parquet",
         design="<results>/designs/{design}.parquet",
     output:
-        pdf="<results>/figures/{design}/layers_by_step.pdf",
+        pdf="<results>/figures/{model}/{design}/layers_by_step.pdf",
         png=report(
-            "<results>/figures/{design}/layers_by_step.png",
+            "<results>/figures/{model}/{design}/layers_by_step.png",
             caption="../report/layers_by_step.rst",
             category="Probes",
-            labels={"design": "{design}", "figure": "accuracy by layer and step"},
+            labels={"model": "{model}", "design": "{design}", "figure": "accuracy by layer and step"},
         ),
-        csv="<results>/figures/{design}/layers_by_step.csv",
+        csv="<results>/figures/{model}/{design}/layers_by_step.csv",
     log:
-        notebook="<results>/logs/draw_layers_by_step/{design}.ipynb",
+        notebook="<results>/logs/draw_layers_by_step/{model}/{design}.ipynb",
     benchmark:
-        "<results>/benchmarks/draw_layers_by_step/{design}.tsv"
+        "<results>/benchmarks/draw_layers_by_step/{model}/{design}.tsv"
     conda:
         "../../envs/plots.yaml"
     threads: 1
@@ -34,20 +34,21 @@ rule draw_layers_by_step:
 rule draw_ladder:
     input:
         probes="<results>/tables/probes.parquet",
+        health="<results>/tables/health.parquet",
         design="<results>/designs/{design}.parquet",
     output:
-        pdf="<results>/figures/{design}/ladder.pdf",
+        pdf="<results>/figures/{model}/{design}/ladder.pdf",
         png=report(
-            "<results>/figures/{design}/ladder.png",
+            "<results>/figures/{model}/{design}/ladder.png",
             caption="../report/ladder.rst",
             category="Probes",
-            labels={"design": "{design}", "figure": "trained against randomised weights"},
+            labels={"model": "{model}", "design": "{design}", "figure": "trained against randomised weights"},
         ),
-        csv="<results>/figures/{design}/ladder.csv",
+        csv="<results>/figures/{model}/{design}/ladder.csv",
     log:
-        notebook="<results>/logs/draw_ladder/{design}.ipynb",
+        notebook="<results>/logs/draw_ladder/{model}/{design}.ipynb",
     benchmark:
-        "<results>/benchmarks/draw_ladder/{design}.tsv"
+        "<results>/benchmarks/draw_ladder/{model}/{design}.tsv"
     conda:
         "../../envs/plots.yaml"
     threads: 1
@@ -63,18 +64,18 @@ rule draw_leak:
         probes="<results>/tables/probes.parquet",
         design="<results>/designs/{design}.parquet",
     output:
-        pdf="<results>/figures/{design}/leak.pdf",
+        pdf="<results>/figures/{model}/{design}/leak.pdf",
         png=report(
-            "<results>/figures/{design}/leak.png",
+            "<results>/figures/{model}/{design}/leak.png",
             caption="../report/leak.rst",
             category="Probes",
-            labels={"design": "{design}", "figure": "the leak of a split by rows"},
+            labels={"model": "{model}", "design": "{design}", "figure": "the leak of a split by rows"},
         ),
-        csv="<results>/figures/{design}/leak.csv",
+        csv="<results>/figures/{model}/{design}/leak.csv",
     log:
-        notebook="<results>/logs/draw_leak/{design}.ipynb",
+        notebook="<results>/logs/draw_leak/{model}/{design}.ipynb",
     benchmark:
-        "<results>/benchmarks/draw_leak/{design}.tsv"
+        "<results>/benchmarks/draw_leak/{model}/{design}.tsv"
     conda:
         "../../envs/plots.yaml"
     threads: 1
@@ -91,23 +92,23 @@ rule draw_needed:
         behaviour="<results>/tables/behaviour.parquet",
         design="<results>/designs/{design}.parquet",
     output:
-        pdf="<results>/figures/{design}/needed.pdf",
+        pdf="<results>/figures/{model}/{design}/needed.pdf",
         png=report(
-            "<results>/figures/{design}/needed.png",
+            "<results>/figures/{model}/{design}/needed.png",
             caption="../report/needed.rst",
             category="Probes",
-            labels={"design": "{design}", "figure": "needed and needless XORs"},
+            labels={"model": "{model}", "design": "{design}", "figure": "needed and needless XORs"},
         ),
-        csv="<results>/figures/{design}/needed.csv",
+        csv="<results>/figures/{model}/{design}/needed.csv",
     log:
-        notebook="<results>/logs/draw_needed/{design}.ipynb",
+        notebook="<results>/logs/draw_needed/{model}/{design}.ipynb",
     benchmark:
-        "<results>/benchmarks/draw_needed/{design}.tsv"
+        "<results>/benchmarks/draw_needed/{model}/{design}.tsv"
     conda:
         "../../envs/plots.yaml"
     threads: 1
     params:
-        spec=spec("designs.{design}.protocols"),
+        spec=spec("activations.primary_bos", "designs.{design}.protocols"),
         code=code("needed.ipynb", "plots"),
     notebook:
         "../notebooks/needed.ipynb"

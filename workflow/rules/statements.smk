@@ -45,7 +45,7 @@ rule audit_design:
         "../../envs/torch.yaml"
     threads: 1
     params:
-        spec=spec("designs.{design}.protocols", "designs.{design}.seed"),
+        spec=spec("designs.{design}.protocols", "probes.outer_folds", "probes.seed"),
         code=code("audit_design.py"),
     script:
         "../scripts/audit_design.py"

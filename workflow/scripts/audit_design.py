@@ -7,6 +7,11 @@ configured split is a leak of that split. What the design promised and does not 
 from counterprobe import design_audit, designs, runtime
 
 with runtime.job(snakemake) as job:
-    report = design_audit.audit(designs.read(job.input.design), **job.spec["design"])
+    report = design_audit.audit(
+        designs.read(job.input.design),
+        job.spec["design"]["protocols"],
+        n_folds=job.spec["probes"]["outer_folds"],
+        seed=job.spec["probes"]["seed"],
+    )
     job.write_bytes(report.to_parquet(), "audit")
     report.refuse()

@@ -3,4 +3,4 @@
 from counterprobe import planted, runtime
 
 with runtime.job(snakemake) as job:
-    job.write_table(planted.leak(job.spec, device=job.device))
+    job.write_table(planted.leak(job.spec, job.wildcards.design, device=job.device))

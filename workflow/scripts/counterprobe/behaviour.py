@@ -35,7 +35,7 @@ def measure(
         weights = statistics.two_way_weights(items, carriers, settings["resamples"], rng, design.strata)
         units = statistics.fewest_units(items, carriers)
         truth = np.where(designs.parity(design, target), 1.0, -1.0)
-        for bos in (False, True):
+        for bos in spec["activations"]["bos"]:
             odds = language_model.answers(
                 model, tokenizer, readout.prefixes, readout.positive, readout.negative, bos=bos
             )

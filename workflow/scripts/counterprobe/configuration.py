@@ -453,6 +453,14 @@ def _csv_problems(name: str, design: Mapping[str, Any], where: _Where) -> Iterat
 
 def _fold_problems(name: str, design: Mapping[str, Any], config: Mapping[str, Any], where: _Where) -> Iterator[str]:
     """Every block of a factorial design needs a couple of items of each topic and a carrier unit."""
+    inner, outer = config["probes"]["inner_folds"], config["probes"]["outer_folds"]
+    unblocked = [protocol for protocol in design["protocols"] if protocol == "items" or "blocks" not in design]
+    if name in config["run"]["designs"] and set(unblocked) - {"published"} and inner > outer - 1:
+        yield (
+            f"{where(('probes', 'inner_folds'))}: {inner} inner folds, but one of the {outer} folds "
+            f"is held out and {outer - 1} remain"
+        )
+        return
     corpus = config["corpora"].get(design.get("corpus"))
     if corpus is not None and design.get("names", 0) > corpus["carriers"]:
         at = where(("designs", name, "names"))
@@ -466,7 +474,6 @@ def _fold_problems(name: str, design: Mapping[str, Any], config: Mapping[str, An
             yield f"{at}: {blocks} blocks need at least {2 * blocks} {topic}; the corpus has {count}"
     if corpus["carriers"] < blocks:
         yield f"{at}: {blocks} blocks need at least as many carriers; the corpus has {corpus['carriers']}"
-    inner = config["probes"]["inner_folds"]
     if "carriers" in design["protocols"] and name in config["run"]["designs"] and inner > blocks - 1:
         yield (
             f"{where(('probes', 'inner_folds'))}: {inner} inner folds, but one of the {blocks} blocks "

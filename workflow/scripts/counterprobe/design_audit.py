@@ -75,7 +75,7 @@ class AuditReport:
     def refuse(self) -> None:
         """Raise UserError where anything was refused: what, and how many more."""
         if self.refused:
-            more = f" (and {len(self.refused) - 1} more in the audit's table)" if len(self.refused) > 1 else ""
+            more = f" (and {len(self.refused) - 1} more in the log)" if len(self.refused) > 1 else ""
             raise UserError(f"design '{self.design}' is refused: {self.refused[0]}{more}")
 
 
@@ -105,6 +105,7 @@ def audit(
     protocols: Sequence[str] = ("carriers", "items"),
     *,
     d: int = 128,
+    n_folds: int = 4,
     seed: int = 0,
     expected_leaks: Sequence[str] = (PUBLISHED,),
 ) -> AuditReport:
@@ -122,7 +123,7 @@ def audit(
     rows = [_balance(design, promised), *_carriers(design, realised)]
     for protocol in protocols:
         try:
-            by_target = _folds(design, protocol, seed)
+            by_target = _folds(design, protocol, n_folds, seed)
         except splits.NotTestable as reason:
             rows.append(_row(protocol, "all", "held_out", np.nan, np.nan, "not testable", str(reason)))
             continue
@@ -389,7 +390,7 @@ def _log(findings: pd.DataFrame, primary: str) -> None:
         level("%s: %s, %s: %s%s", verdict, protocol, check, shown["message"].iloc[0], more)
 
 
-def _folds(design: Design, protocol: str, seed: int) -> dict[str, Sequence[Fold]]:
+def _folds(design: Design, protocol: str, n_folds: int, seed: int) -> dict[str, Sequence[Fold]]:
     """Folds of every target; those of the published protocol are several random splits, other ones for each
     target."""
     names = list(designs.targets(design))
@@ -398,7 +399,7 @@ def _folds(design: Design, protocol: str, seed: int) -> dict[str, Sequence[Fold]
             name: [splits.published_split(design, i, seed + k) for k in range(PUBLISHED_SPLITS)]
             for i, name in enumerate(names)
         }
-    made = splits.folds(design, protocol, 0, seed=seed)
+    made = splits.folds(design, protocol, 0, n_folds=n_folds, seed=seed)
     return dict.fromkeys(names, made)
 
 

@@ -40,7 +40,10 @@ def control_revisions(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
 
 
 def units(config: Mapping[str, Any]) -> Iterator[Unit]:
-    """Every cell whose activations are read and probed."""
+    """Every cell whose activations are read and probed.
+
+    Designs of `run.last_only` are read at the revisions of the ladder only, under trained weights and its first rung.
+    """
     run = config["run"]
     for model in run["models"]:
         every = revisions(config["models"][model])
@@ -49,8 +52,9 @@ def units(config: Mapping[str, Any]) -> Iterator[Unit]:
             for revision in every:
                 if design not in run["last_only"] or revision in controlled:
                     yield Unit(model, revision, TRAINED, design)
+            rungs = run["controls"][:1] if design in run["last_only"] else run["controls"]
             for revision in controlled:
-                for rung in run["controls"]:
+                for rung in rungs:
                     yield Unit(model, revision, rung, design)
 
 
@@ -81,17 +85,18 @@ def published_designs(config: Mapping[str, Any]) -> list[str]:
 
 
 def figures(config: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of an experiment, as design/name."""
+    """The figures of an experiment, as model/design/name."""
     answering = {unit.design for unit in answering_units(config)}
-    for design in config["run"]["designs"]:
-        if design in published_designs(config):
-            yield f"{design}/leak"
-        if design not in config["run"]["last_only"]:
-            yield f"{design}/layers_by_step"
-            if config["run"]["controls"]:
-                yield f"{design}/ladder"
-        if design in answering and design not in config["run"]["last_only"]:
-            yield f"{design}/needed"
+    for model in config["run"]["models"]:
+        for design in config["run"]["designs"]:
+            if design in published_designs(config):
+                yield f"{model}/{design}/leak"
+            if design not in config["run"]["last_only"]:
+                yield f"{model}/{design}/layers_by_step"
+                if config["run"]["controls"]:
+                    yield f"{model}/{design}/ladder"
+                if design in answering:
+                    yield f"{model}/{design}/needed"
 
 
 def models_from(config: Mapping[str, Any], source: str) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def layout(items: int, classes: int, names: int, seed: int) -> tuple[Design, np.
     pair = rng.permutation(np.arange(items) % names)[item]
     n = len(item)
     design = Design(
-        name="rax",
+        name="planted",
         texts=tuple(f"planted {index}" for index in range(n)),
         items=item,
         item_names=tuple(f"item {index}" for index in range(items)),
@@ -76,11 +76,11 @@ def additive(
     return (x + noise * rng.standard_normal(x.shape)).astype(np.float32)
 
 
-def leak(spec: Mapping[str, Any], *, device: str) -> pd.DataFrame:
+def leak(spec: Mapping[str, Any], name: str, *, device: str) -> pd.DataFrame:
     """Accuracy of every target under the three protocols, for several draws of the planted representation.
 
-    spec: `planted`, `probes`, `statistics` and the protocols of the design `rax`. Rows have model `planted-additive`,
-    weights `none`, and the draw as their seed.
+    spec: `planted`, `probes`, `statistics` and the protocols of the design `name`, beside which the rows stand: they have
+    model `planted-additive`, weights `none`, and the draw as their seed.
     """
     planted, settings = spec["planted"], spec["probes"]
     rows: list[dict[str, Any]] = []
@@ -98,7 +98,7 @@ def leak(spec: Mapping[str, Any], *, device: str) -> pd.DataFrame:
                 "revision": "none",
                 "step": -1,
                 "weights": "none",
-                "design": design.name,
+                "design": name,
                 "seed": seed,
                 "layer": 0,
                 "protocol": protocol,

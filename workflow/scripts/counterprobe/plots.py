@@ -36,6 +36,7 @@ PROTOCOL_STYLES = {
 }
 RUNG_NAMES = {
     "trained": "trained",
+    "step0": "step 0",
     "init": "initialisation",
     "gaussian": "Gaussian",
     "permuted_entries": "permuted entries",
@@ -46,8 +47,7 @@ RUNG_NAMES = {
 }
 EMBEDDING_STYLES = {"kept": (BLUE, "o"), "randomised": (ORANGE, "D")}
 PANELS_PER_ROW = 4
-SITE = ["position", "bos"]
-UNIT = ["model", "revision", "step", "weights", "embeddings", "seed", "design", "target", "protocol", *SITE]
+PLANTED = "planted-additive"
 
 
 def theme() -> None:
@@ -78,39 +78,31 @@ def shown_targets(design: designs.Design) -> tuple[str, ...]:
 
 
 def select_accuracy(
-    probes: pd.DataFrame,
-    targets: Sequence[str],
-    *,
-    protocols: Sequence[str],
-    score: str = "accuracy",
-    representation: str = "activations",
+    probes: pd.DataFrame, model: str, design: designs.Design, protocols: Sequence[str], *, bos: bool
 ) -> pd.DataFrame:
-    """Rows of one score of the logistic probe, without label controls."""
+    """Accuracy of the reference probe on the shown targets of one model and design, without label controls.
+
+    Layer -1 stands for the layer that each fold chose on its own inner folds.
+    """
     return probes[
-        (probes.score == score)
+        (probes.score == "accuracy")
         & (probes.probe == "logistic")
         & (probes.control == "none")
-        & (probes.representation == representation)
+        & (probes.representation == "activations")
+        & (probes.model == model)
+        & (probes.design == design.name)
+        & (probes.bos == bos)
         & probes.protocol.isin(protocols)
-        & probes.target.isin(targets)
+        & probes.target.isin(shown_targets(design))
     ]
-
-
-def at_best_layer(probes: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """For each unit, target and site the row of the layer that was best on the inner folds, trained or random alike."""
-    inner = probes[(probes.score == "inner_bits") & (probes.probe == "logistic") & (probes.control == "none")]
-    best = inner.loc[inner.groupby(UNIT, sort=False).estimate.idxmax(), [*UNIT, "layer"]]
-    return scores.merge(best, on=[*UNIT, "layer"], validate="one_to_one")
 
 
 def layers_by_step(
-    probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool
+    probes: pd.DataFrame, model: str, design: designs.Design, *, protocol: str, position: str, bos: bool
 ) -> pd.DataFrame:
-    """Held-out accuracy of every shown parity at every layer and revision of the trained models."""
-    rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
-    return rows[
-        (rows.weights == "trained") & (rows.design == design.name) & (rows.position == position) & (rows.bos == bos)
-    ]
+    """Held-out accuracy of every shown parity at every layer and revision of a trained model."""
+    rows = select_accuracy(probes, model, design, [protocol], bos=bos)
+    return rows[(rows.weights == "trained") & (rows.position == position) & (rows.layer >= 0)]
 
 
 def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
@@ -118,7 +110,7 @@ def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
     theme()
     targets = [target for target in shown_targets(design) if (rows.target == target).any()]
     steps = ordered_revisions(rows)
-    layers = sorted(rows.layer.unique())
+    layers = sorted(rows.layer.unique().tolist())
     across, along, places = ("revision", "layer", layers) if len(steps) == 1 else ("layer", "revision", steps)
     lines = steps if across == "revision" else layers
     figure, axes = panels(len(targets) + 1, sharex=True)
@@ -142,12 +134,30 @@ def draw_layers_by_step(rows: pd.DataFrame, design: designs.Design) -> Figure:
     return figure
 
 
-def ladder(probes: pd.DataFrame, design: designs.Design, *, protocol: str, position: str, bos: bool) -> pd.DataFrame:
-    """Accuracy under trained and randomised weights at the revisions that have a ladder, each at its own best layer."""
-    rows = select_accuracy(probes, shown_targets(design), protocols=[protocol])
-    rows = rows[(rows.design == design.name) & (rows.position == position) & (rows.bos == bos)]
-    controlled = rows[rows.weights != "trained"][["model", "revision"]].drop_duplicates()
-    return at_best_layer(probes, rows.merge(controlled, on=["model", "revision"]))
+def ladder(
+    probes: pd.DataFrame,
+    health: pd.DataFrame,
+    model: str,
+    design: designs.Design,
+    *,
+    protocol: str,
+    position: str,
+    bos: bool,
+) -> pd.DataFrame:
+    """Accuracy under trained and randomised weights at the last revision that has a ladder; every fold chose its layer.
+
+    The rung `step0` is the trained model's own first revision. Column `collapsed` is the share of a rung's layers whose
+    activations are dead; where it is above one half the rung is no control.
+    """
+    rows = select_accuracy(probes, model, design, [protocol], bos=bos)
+    rows = rows[(rows.position == position) & (rows.layer == -1)]
+    last = ordered_revisions(rows[rows.weights != "trained"])[-1]
+    step0 = rows[(rows.weights == "trained") & (rows.step == 0) & (rows.revision != last)].assign(weights="step0")
+    dead = health[(health.score == "collapsed") & (health.model == model) & (health.revision == last)]
+    unit = ["weights", "embeddings", "seed"]
+    dead = dead[dead.design == design.name].groupby(unit).estimate.mean().rename("collapsed").reset_index()
+    shown = pd.concat([rows[rows.revision == last], step0], ignore_index=True)
+    return shown.merge(dead, on=unit, how="left").fillna({"collapsed": 0.0})
 
 
 def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
@@ -174,25 +184,31 @@ def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
         for height, rung in enumerate(rungs[1:], start=1):
             for offset, (kind, (colour, marker)) in zip((-0.16, 0.16), EMBEDDING_STYLES.items(), strict=True):
                 seeds = of_target[(of_target.weights == rung) & (of_target.embeddings == kind)]
+                alive = seeds[seeds.collapsed <= 0.5]
+                style = {"linestyle": "none", "markersize": 4, "markerfacecolor": "none"}
+                if rung == "step0":
+                    axis.plot(seeds.estimate, np.full(len(seeds), height), marker="*", color=BLACK, **style)
+                    continue
                 axis.plot(
-                    seeds.estimate,
-                    np.full(len(seeds), height + offset),
-                    linestyle="none",
+                    alive.estimate,
+                    np.full(len(alive), height + offset),
                     marker=marker,
-                    markersize=4,
-                    markerfacecolor="none",
                     color=colour,
                     label=f"embeddings {kind}, one mark a seed",
+                    **style,
                 )
-                if len(seeds) > 1:
+                dead = seeds[seeds.collapsed > 0.5]
+                if len(dead):
+                    style_dead = {**style, "marker": "x", "color": GREY, "label": "collapsed: not a control"}
+                    axis.plot(dead.estimate, np.full(len(dead), height + offset), **style_dead)
+                if len(alive) > 1:
                     axis.plot(
-                        [statistics.prediction_bound(seeds.estimate.to_numpy())],
+                        [statistics.prediction_bound(alive.estimate.to_numpy())],
                         [height + offset],
-                        linestyle="none",
                         marker="|",
-                        markersize=8,
                         color=colour,
                         label=f"embeddings {kind}, 95% bound for one more seed",
+                        **{**style, "markersize": 8},
                     )
         axis.set_yticks(range(len(rungs)), [RUNG_NAMES[rung] for rung in rungs])
         axis.set_ylim(len(rungs) - 0.5, -0.6)
@@ -201,14 +217,12 @@ def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
     return figure
 
 
-def leak(probes: pd.DataFrame, design: designs.Design, *, position: str, bos: bool) -> pd.DataFrame:
+def leak(probes: pd.DataFrame, model: str, design: designs.Design, *, position: str, bos: bool) -> pd.DataFrame:
     """The published layout under every protocol: a planted additive representation, random and trained weights."""
-    rows = select_accuracy(probes, shown_targets(design), protocols=list(PROTOCOL_STYLES))
-    planted = rows[rows.model == "planted-additive"]
-    read = rows[(rows.design == design.name) & (rows.position == position) & (rows.bos == bos)]
-    read = read[read.weights.isin(["trained", "init"]) & (read.embeddings == "kept")]
-    last = read.groupby("model").step.transform("max")
-    read = read[(read.step == last) & (read.layer == read.groupby("model").layer.transform("max"))]
+    planted = select_accuracy(probes, PLANTED, design, list(PROTOCOL_STYLES), bos=False)
+    read = select_accuracy(probes, model, design, list(PROTOCOL_STYLES), bos=bos)
+    read = read[(read.position == position) & (read.embeddings == "kept")]
+    read = read[(read.revision == ordered_revisions(read)[-1]) & (read.layer == read.layer.max())]
     return pd.concat([planted, read], ignore_index=True)
 
 
@@ -217,7 +231,7 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
     theme()
     sources = [
         ("planted: no XOR in it, no label", rows[rows.weights == "none"]),
-        ("random weights", rows[rows.weights == "init"]),
+        ("random weights", rows[~rows.weights.isin(["none", "trained"])]),
         ("trained weights", rows[rows.weights == "trained"]),
     ]
     targets = [target for target in shown_targets(design) if (rows.target == target).any()]
@@ -256,19 +270,20 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
 
 
 def needed_and_needless(
-    probes: pd.DataFrame, behaviour: pd.DataFrame, design: designs.Design, *, protocol: str
+    probes: pd.DataFrame, behaviour: pd.DataFrame, model: str, design: designs.Design, *, protocol: str, bos: bool
 ) -> pd.DataFrame:
-    """XORs of two features over training at their best layer, and the model's own answers."""
-    pairs = [target for target in shown_targets(design) if target.count("^") == 1]
-    rows = select_accuracy(probes, pairs, protocols=[protocol])
-    rows = rows[(rows.weights == "trained") & (rows.design == design.name) & ~rows.bos]
+    """XORs of two features over training, every fold at the layer it chose, and the model's own answers."""
+    rows = select_accuracy(probes, model, design, [protocol], bos=bos)
+    pairs = rows.target.str.count(r"\^") == 1
     answers = behaviour[
         (behaviour.weights == "trained")
+        & (behaviour.model == model)
         & (behaviour.design == design.name)
         & (behaviour.score == "accuracy")
+        & (behaviour.bos == bos)
         & behaviour.target.isin(design.needed)
     ]
-    return pd.concat([at_best_layer(probes, rows), answers[~answers.bos]], ignore_index=True)
+    return pd.concat([rows[(rows.weights == "trained") & (rows.layer == -1) & pairs], answers], ignore_index=True)
 
 
 def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figure:

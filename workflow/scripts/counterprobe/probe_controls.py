@@ -1,7 +1,8 @@
 """What the same probes read where the feature cannot be: random labels, and activations from which it was taken.
 
-All at the primary read position, on the protocol that the design lists first. Each row compares like with like: same
-folds, same number of texts, same choice of penalty.
+All at the primary read position, on the first protocol of the design that holds something out. Each row compares like
+with like: same folds, same number of texts, and for dichotomies one penalty, the middle of the grid, for both sides (at
+the target's own best penalty it would be favoured).
 
     dichotomy           random balanced labellings of the 2^m cells, orthogonal to every basic factor, to the parities
                         the model needs and to the target. `accuracy` is their mean; `selectivity` is the target's
@@ -22,6 +23,7 @@ folds, same number of texts, same choice of penalty.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,15 @@ def measure(
     """
     settings = spec["probes"]
     position, bos = spec["activations"]["primary_position"], spec["activations"]["primary_bos"]
-    protocol, folds = next(probe_grid.testable(design, spec["design"]["protocols"], settings))
+    protocols = {
+        protocol: folds
+        for protocol, folds in probe_grid.testable(design, spec["design"]["protocols"], settings)
+        if protocol != probe_grid.PUBLISHED
+    }
+    if not protocols:
+        progress.logger("controls").warning("%s: no protocol holds anything out; there are no controls", design.name)
+        return tables.frame([])
+    protocol, folds = next(iter(protocols.items()))
     targets = designs.targets(design)
     labels = np.stack(list(targets.values()), axis=1)
     resampling = probe_grid.resample(design, list(targets), spec["statistics"], settings["seed"])
@@ -81,7 +91,7 @@ def measure(
             features = _tensor(store.matrix(position, bos, layer, embeddings, seed), device)
             here = {**site, "layer": layer}
             real = probe_grid.cross_validate(features, labels, folds, settings["penalties"], REFERENCE)
-            rows += _dichotomies(features, design, real, folds, settings, resampling, here)
+            rows += _dichotomies(features, design, labels, folds, settings, resampling, here)
             rows += _shuffled(features, design, labels, real, folds, settings, resampling, here)
             rows += _control_tasks(features, design, settings, here)
             rows += _without_the_feature(features, design, folds, settings, resampling, here)
@@ -89,7 +99,10 @@ def measure(
                 torch.cat([tokens, features], dim=1), labels, folds, settings["penalties"], REFERENCE
             )
             rows += _paired(
-                both.bits - of_tokens.bits, resampling, list(targets), {**here, "score": "bits_beyond_tokens"}
+                both.bits - of_tokens.bits,
+                resampling,
+                list(targets),
+                {**here, "score": "bits_beyond_tokens", "level": 0.0},
             )
     return tables.frame(rows)
 
@@ -125,38 +138,41 @@ def dichotomy_pool(
 def _dichotomies(
     features: Tensor,
     design: Design,
-    real: HeldOut,
+    labels: Bool[np.ndarray, "n K"],
     folds: Sequence[Fold],
     settings: Mapping[str, Any],
     resampling: Resampling,
     site: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Every dichotomy is read at every penalty; a target is compared at the penalty its own folds chose."""
+    """Targets and dichotomies in one batch, at one penalty."""
     targets = list(designs.targets(design))
-    labels, members = dichotomy_pool(design, targets, settings)
+    if design.priors:
+        # A balanced labelling is no null for a rare feature.
+        progress.logger("controls").warning("%s: features with a prior are held against no dichotomies", design.name)
+        return
+    pool, members = dichotomy_pool(design, targets, settings)
     if not members:
         return
-    penalties = settings["penalties"]
-    y = torch.as_tensor(labels, device=features.device)
-    mean = np.full((len(labels), len(targets)), np.nan)
-    for index, fold in enumerate(folds):
-        repeated = y.repeat(1, len(penalties))
-        fit = probe_grid.fit_probe(
-            features[fold.train], repeated[fold.train], REFERENCE, np.repeat(penalties, labels.shape[1])
-        )
-        correct = probes.score_texts(fit, features[fold.test], repeated[fold.test]).correct.cpu().numpy()
-        correct = correct.reshape(len(fold.test), len(penalties), labels.shape[1])
-        for column, target in enumerate(targets):
-            if target in members:
-                chosen = penalties.index(real.penalties[index, column])
-                mean[fold.test, column] = correct[:, chosen, members[target]].mean(axis=1)
+    penalty = settings["penalties"][len(settings["penalties"]) // 2]
+    both = np.concatenate([labels, pool], axis=1)
+    correct = probe_grid.cross_validate(
+        features, both, [without_inner(fold) for fold in folds], [penalty], REFERENCE
+    ).correct
+    real, drawn = correct[:, : len(targets)], correct[:, len(targets) :]
+    mean = np.full(real.shape, np.nan)
+    for column, target in enumerate(targets):
+        if target in members:
+            mean[:, column] = drawn[:, members[target]].mean(axis=1)
     shown = [target for target in targets if target in members]
     note = f"{min(len(m) for m in members.values())} or more dichotomies, each up to its sign"
     row = {**site, "control": "dichotomy", "note": note}
     yield from _paired(mean, resampling, targets, {**row, "score": "accuracy", "level": 0.5}, only=shown)
-    yield from _paired(
-        real.correct - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown
-    )
+    yield from _paired(real - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown)
+
+
+def without_inner(fold: Fold) -> Fold:
+    """The fold without its inner folds, where nothing is to be chosen on them."""
+    return replace(fold, inner=())
 
 
 def _shuffled(
@@ -254,18 +270,23 @@ def _without_the_feature(
 
 
 def _less_the_effect(design: Design, target: str) -> probe_grid.Prepare:
-    """Remove the target's Walsh effect from either part, each by its own mean: neither is left with a trace of it.
+    """Remove the target's Walsh effect from either part, each by its own fit: neither is left with a trace of it.
 
     Taking the effect of all texts away from both would leave each part with the other's error, of opposite sign, and
-    the probe below one half.
+    the probe below one half. The effect is the target's coefficient in a regression on all parities, which is its mean
+    where the part is balanced and does not mix with other parities where it is not.
     """
-    sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), dtype=torch.float32)
+    names = list(designs.targets(design))
+    column = 1 + names.index(target)
+    signs = np.stack([np.where(designs.parity(design, name), 1.0, -1.0) for name in names], axis=1)
+    z = torch.as_tensor(np.concatenate([np.ones((len(signs), 1)), signs], axis=1))
+
+    def less(part: Tensor, rows: np.ndarray) -> Tensor:
+        here = z[rows].to(part.device)
+        effects = torch.linalg.pinv(here) @ part.double()
+        return part - (here[:, [column]] * effects[column]).float()
 
     def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        def less(part: Tensor, rows: np.ndarray) -> Tensor:
-            s = sign[rows].to(part.device)[:, None]
-            return part - s * (s * part).mean(dim=0)
-
         return less(train, train_rows), less(test, test_rows)
 
     return prepare
@@ -286,15 +307,20 @@ def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
 
 
 def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -> float:
-    """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², on all texts."""
+    """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², by the U-statistic.
+
+    NaN where the interval of ‖δ‖² before erasure includes 0: a share of nothing is noise.
+    """
     from concept_erasure import LeaceEraser
 
     concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
-    sign = torch.as_tensor(np.where(designs.parity(design, target), 1.0, -1.0), device=features.device)
     x = features.double()
     erased = LeaceEraser.fit(x, concepts.to(x.device))(x)
-    before, after = ((sign[:, None] * part).mean(dim=0).square().sum() for part in (x, erased))
-    return float(1 - after / before) if before > 0 else float("nan")
+    before, after = (
+        statistics.interaction_norm(statistics.walsh_contrasts(part.cpu().numpy(), design, [target]))
+        for part in (x, erased)
+    )
+    return float(1 - after.estimate[0] / before.estimate[0]) if before.lower[0] > 0 else float("nan")
 
 
 def _paired(
@@ -305,11 +331,12 @@ def _paired(
     only: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row a target: the mean of per-text values with the interval of the target's own units."""
-    for columns, weights, units in resampling.groups:
+    for columns, weights, items, carriers in resampling.groups:
         wanted = [column for column in columns if only is None or targets[column] in only]
         if not wanted:
             continue
         tested = ~np.isnan(values[:, wanted]).all(axis=1)
+        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
         interval = statistics.bootstrap(
             values[tested][:, wanted], weights[:, tested], confidence=resampling.confidence, units=units
         )

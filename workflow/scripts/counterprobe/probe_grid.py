@@ -53,7 +53,7 @@ class HeldOut:
     """What probes say of the texts that were held out from them, one column a label.
 
     correct (0, ½, 1), bits, margin and decision are [n, K], NaN where a text was never held out and means where it was
-    held out several times; fold [n] is the fold that held it out, −1 where none did. inner_bits [K]. penalties [F, K].
+    held out several times; fold [n] is the fold that held it out, −1 where none did. inner_bits, penalties [F, K].
     """
 
     correct: Float[np.ndarray, "n K"]
@@ -61,7 +61,7 @@ class HeldOut:
     margin: Float[np.ndarray, "n K"]
     decision: Float[np.ndarray, "n K"]
     fold: Int[np.ndarray, " n"]
-    inner_bits: Float[np.ndarray, " K"]
+    inner_bits: Float[np.ndarray, "F K"]
     penalties: Float[np.ndarray, "F K"]
 
 
@@ -75,9 +75,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Bootstrap weights of the targets that share their units: {columns: (weights [R, n], units)}."""
+    """For the targets that share their units: columns, bootstrap weights [R, n], items [n] and carriers [n, c]."""
 
-    groups: tuple[tuple[np.ndarray, np.ndarray, int], ...]
+    groups: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], ...]
     confidence: float
 
 
@@ -94,6 +94,8 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
     protocols = dict(testable(design, spec["design"]["protocols"], settings))
     rows: list[dict[str, Any]] = []
     directions = {}
+    # The reference probe's results of every layer of a site, from which each fold chooses its own layer.
+    by_layer: dict[tuple[Any, ...], list[HeldOut]] = {}
     for (embeddings, seed), (position, bos, layer) in progress.bar(list(sites(store)), label="probes"):
         features = torch.tensor(np.asarray(store.matrix(position, bos, layer, embeddings, seed)), dtype=torch.float32)
         site = {
@@ -114,18 +116,46 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
             kinds = settings["kinds"] if first else [REFERENCE]
             for kind in kinds:
                 held_out = hold_out(features, labels, design, protocol, folds, settings, kind)
-                rows += score_rows(
-                    held_out,
-                    design,
-                    labels,
-                    list(targets),
-                    resampling,
-                    {**site, "protocol": protocol, "probe": kind},
-                )
-                if kind == REFERENCE and protocol == next(iter(protocols)):
+                here = {**site, "protocol": protocol, "probe": kind}
+                rows += score_rows(held_out, design, labels, list(targets), resampling, here)
+                if kind == REFERENCE and first:
                     name = f"{embeddings}.seed{seed}.{position}.{'bos' if bos else 'nobos'}.layer_{layer:02d}"
                     directions[name] = refit(features, labels, held_out)
+                if kind == REFERENCE and protocol != PUBLISHED:
+                    by_layer.setdefault((embeddings, seed, position, bos, protocol), []).append(held_out)
+                    if layer == store.layers[-1]:
+                        layers = by_layer.pop((embeddings, seed, position, bos, protocol))
+                        chosen = {**here, "layer": -1, "note": "each fold chose its layer on its inner folds"}
+                        rows += score_rows(choose_layers(layers), design, labels, list(targets), resampling, chosen)
     return Grid(tables.frame(rows), directions)
+
+
+def choose_layers(layers: Sequence[HeldOut]) -> HeldOut:
+    """For each fold and column what the layer says that had most bits on that fold's own inner folds.
+
+    The texts that a fold is scored on have no part in the choice: the best of several layers, chosen by the scores
+    themselves, would be above one half for noise.
+    """
+    best = np.argmax([layer.inner_bits for layer in layers], axis=0)
+    fold = layers[0].fold
+    # A text that no fold held out is NaN at every layer.
+    of_text = best[np.maximum(fold, 0)]
+
+    def pick(name: str) -> Float[np.ndarray, "n K"]:
+        return np.take_along_axis(np.stack([getattr(layer, name) for layer in layers]), of_text[None], axis=0)[0]
+
+    def pick_fold(name: str) -> Float[np.ndarray, "F K"]:
+        return np.take_along_axis(np.stack([getattr(layer, name) for layer in layers]), best[None], axis=0)[0]
+
+    return HeldOut(
+        correct=pick("correct"),
+        bits=pick("bits"),
+        margin=pick("margin"),
+        decision=pick("decision"),
+        fold=fold,
+        inner_bits=pick_fold("inner_bits"),
+        penalties=pick_fold("penalties"),
+    )
 
 
 def sites(store: Store) -> Iterator[tuple[tuple[str, int], tuple[str, bool, int]]]:
@@ -202,7 +232,7 @@ def cross_validate(
         train_part, test_part = _parts(features, fold.train, fold.test, prepare)
         fit = fit_probe(train_part, y[fold.train], kind, chosen[-1])
         collected.add(index, fold.test, fit, test_part, y[fold.test])
-    return collected.held_out(np.mean(inner, axis=0), np.stack(chosen))
+    return collected.held_out(np.stack(inner), np.stack(chosen))
 
 
 def published(
@@ -237,7 +267,7 @@ def published(
         decision=mean(scored.decision),
         # Every text is held out by several splits: there is no fold within which to rank decisions.
         fold=np.zeros(n, dtype=np.int64),
-        inner_bits=np.full(n_labels, np.nan),
+        inner_bits=np.full((1, n_labels), np.nan),
         penalties=np.full((1, n_labels), penalty),
     )
 
@@ -288,7 +318,7 @@ def resample(design: Design, targets: Sequence[str], settings: Mapping[str, Any]
         weights = statistics.two_way_weights(
             items, carriers, settings["resamples"], np.random.default_rng([seed, index]), design.strata
         )
-        groups.append((np.array(columns), weights, statistics.fewest_units(items, carriers)))
+        groups.append((np.array(columns), weights, items, carriers))
     return Resampling(tuple(groups), settings["confidence"])
 
 
@@ -302,14 +332,18 @@ def score_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row per target and score. The reference probe has all scores, others and published splits accuracy only."""
     full = site["probe"] == REFERENCE and site["protocol"] != PUBLISHED
-    for columns, weights, units in resampling.groups:
+    for columns, weights, items, carriers in resampling.groups:
         tested = ~np.isnan(held_out.correct[:, columns]).all(axis=1)
         weights = weights[:, tested]
+        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
         common = {"confidence": resampling.confidence, "units": units}
         correct, truth = held_out.correct[tested][:, columns], labels[tested][:, columns]
-        named = {"accuracy": (0.5, statistics.bootstrap(correct, weights, **common))}
+        share = labels[:, columns].mean(axis=0)
+        # What saying the same of every text reaches: one half where classes are balanced.
+        majority = np.maximum(share, 1 - share)
+        named = {"accuracy": (majority, statistics.bootstrap(correct, weights, **common))}
         if full:
-            inner = held_out.inner_bits[columns]
+            inner = held_out.inner_bits[:, columns].mean(axis=0)
             decisions, fold = held_out.decision[tested][:, columns], held_out.fold[tested]
             named |= {
                 "auroc": (0.5, statistics.auroc_bootstrap(decisions, truth, weights, **common, folds=fold)),
@@ -324,7 +358,8 @@ def score_rows(
         for place, column in enumerate(columns):
             row = {**site, "target": targets[column], "n_texts": int(tested.sum()), "n_groups": units}
             for score, (level, interval) in named.items():
-                yield {**row, "score": score, "level": level, **_ends(interval, place)}
+                at = level[place] if isinstance(level, np.ndarray) else level
+                yield {**row, "score": score, "level": at, **_ends(interval, place)}
             if full and targets[column].count("^") <= 1:
                 yield from cell_rows(correct[:, [place]], design, targets[column], tested, weights, common, row)
 
@@ -419,7 +454,7 @@ class _Collector:
         self.count[rows] += 1
         self.fold[rows] = index
 
-    def held_out(self, inner: Float[np.ndarray, " K"], penalties: Float[np.ndarray, "F K"]) -> HeldOut:
+    def held_out(self, inner: Float[np.ndarray, "F K"], penalties: Float[np.ndarray, "F K"]) -> HeldOut:
         with np.errstate(invalid="ignore"):
             means = {name: total / np.where(self.count > 0, self.count, np.nan) for name, total in self.sums.items()}
         return HeldOut(**means, fold=self.fold, inner_bits=inner, penalties=penalties)

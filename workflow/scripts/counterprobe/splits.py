@@ -81,6 +81,21 @@ def folds(design: Design, protocol: str, n_inner: int, *, n_folds: int = 4, seed
     return made
 
 
+def primary_protocol(design: Design, protocols: Sequence[str], **settings: int) -> str | None:
+    """The first of the configured protocols that holds something out in this design: the one results are read under.
+
+    None where there is none (all published, or not testable). `settings` as for `folds`.
+    """
+    for protocol in protocols:
+        if protocol in PROTOCOLS:
+            try:
+                folds(design, protocol, 0, **settings)
+            except NotTestable:
+                continue
+            return protocol
+    return None
+
+
 def published_split(design: Design, target_index: int, seed: int, train_share: float = 0.8) -> Fold:
     """A random split of the rows of every file, drawn anew for each target; trains on `train_share` of them.
 

@@ -242,7 +242,11 @@ def inference_units(design: Design, target: str) -> tuple[Int[np.ndarray, "n"], 
 
 def fewest_units(items: Int[np.ndarray, "n"], carriers: Int[np.ndarray, "n c"] | None) -> int:
     """Units of the way with the fewest of those that `two_way_weights` draws: what an interval rests on."""
-    ways = [items] if carriers is None else list(carriers.T)
+    if carriers is None:
+        return len(np.unique(items))
+    ways = list(carriers.T)
+    if not any(_nested(items, way) for way in ways):
+        ways.append(items)
     return min(len(np.unique(way)) for way in ways)
 
 

@@ -20,17 +20,24 @@ Two explanations of an XOR that nobody asked for, and where they part:
                    computed, more than where nothing of them is, and the more so the more ROOM there is; with
                    a read-off that errs by e on AND, XOR = x + y - 2 AND is read with error 2e.
 
-They differ in the sign of the slope on crowding m/d, in which pairs are readable, and in whether training
-adds to it.
+`PREDICTIONS` is what each says of every measured quantity, signs written down before the measurement. A quantity
+decides between them only where both say something and the signs differ; it is judged at the base cell, and
+cells with more room are shown as such. A sign 0 is an interval inside ± `CHANCE_MARGIN`.
+
+A criterion is judged with these guards. A ratio of two errors says nothing where both networks fail, so C41
+decides only where the trained network's maximal error is surely below that of the best affine read-off of the
+inputs. The best of several cells (C07) is judged after Holm's correction over them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from counterprobe import superposition_cells
+from counterprobe import statistics, superposition_cells
 
 EXPERIMENTS = ("trained", "constructed", "genericity", "redundancy", "geometry")
 # A claim made "at a fixed number of active inputs" is judged at this one; the others are printed beside it.
@@ -38,6 +45,10 @@ PRIMARY_S = 3.0
 EXACT = 1e-6
 CHANCE_MARGIN = 0.05
 REDUNDANT, DISTINCT = (16, 16), (64, 1)
+AFFINE_ERROR = {"and": 0.25, "xor": 0.5}
+FIXED_D, FIXED_M = "over m/d at fixed d", "over m/d at fixed m"
+ADVANTAGE = "xor_computed - xor_uncomputed"
+DERIVED = (" - ", " / ")  # in the name of what is worked out from two networks or two targets
 VERDICT_COLUMNS = {
     "claim": "string",
     "leg": "string",
@@ -50,6 +61,74 @@ VERDICT_COLUMNS = {
     "decides": "boolean",
     "holds": "string",
 }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Signs (+, -, 0, or empty where nothing is said) of one quantity under the two explanations."""
+
+    quantity: str
+    interference: str
+    for_free: str
+    where: dict[str, str] = field(default_factory=dict)
+    at_base: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether the two explanations both speak and disagree."""
+        return bool(self.interference and self.for_free) and self.interference != self.for_free
+
+
+def _slope_on_crowding(
+    quantity: str, signs: tuple[str, str], network: str, target: str, score: str
+) -> list[Prediction]:
+    return [
+        Prediction(
+            f"{quantity}: slope {setting}",
+            *signs,
+            {"network": network, "target": target, "score": f"{score}_slope", "setting": setting},
+        )
+        for setting in (FIXED_D, FIXED_M)
+    ]
+
+
+PREDICTIONS = (
+    *_slope_on_crowding("XOR accuracy, AND computed minus not", ("+", "-"), "trained", ADVANTAGE, "accuracy"),
+    *_slope_on_crowding(
+        "XOR accuracy, AND computed, trained - init", ("+", "-"), "trained - init", "xor_computed", "accuracy"
+    ),
+    *_slope_on_crowding(
+        "interaction, AND computed, trained - init", ("+", "-"), "trained - init", "xor_computed", "interaction_ratio"
+    ),
+    *_slope_on_crowding(
+        "interaction of computed features, trained - init",
+        ("+", ""),
+        "trained - init",
+        "xor_needless",
+        "interaction_ratio",
+    ),
+    Prediction(
+        "XOR accuracy, AND computed minus not",
+        "0",
+        "+",
+        {"network": "trained", "target": ADVANTAGE, "score": "accuracy"},
+        at_base=True,
+    ),
+    Prediction(
+        "XOR accuracy, AND computed, trained - init",
+        "0",
+        "+",
+        {"network": "trained - init", "target": "xor_computed", "score": "accuracy"},
+        at_base=True,
+    ),
+    Prediction(
+        "XOR accuracy of computed features, trained - init",
+        "+",
+        "0",
+        {"network": "trained - init", "target": "xor_needless", "score": "accuracy"},
+        at_base=True,
+    ),
+)
 
 
 def gather(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -70,18 +149,24 @@ def verdicts(cells: pd.DataFrame) -> pd.DataFrame:
             verdict = "supported"
         elif "no" in deciding:
             verdict = "contradicted"
-        left_out = _excluded(cells, claim) or sum(int(leg["excluded"]) for leg in measured)
         rows.append(
-            _leg("verdict", "every deciding leg", None, verdict, decides=False) | {"claim": claim, "excluded": left_out}
+            _leg("verdict", "every deciding leg", None, verdict, decides=False)
+            | {"claim": claim, "excluded": _excluded(cells, claim)}
         )
     return superposition_cells.typed(pd.DataFrame(rows), VERDICT_COLUMNS)
 
 
 def _excluded(cells: pd.DataFrame, claim: str) -> int:
-    """Networks left out of the cells of a claim, each counted once however many scores it would have had."""
-    own = cells[cells.claim == claim]
-    once = [name for name in superposition_cells.FACTORS if name not in ("target", "readout", "score")]
-    return int(own.groupby(once, dropna=False).excluded.max().sum())
+    """Networks left out of the cells of a claim: each (setting, seed) once, however many scores, differences and
+    slopes it is missing from.
+    """
+    own = cells[cells.experiment == "trained"] if claim in EXPLANATIONS else cells[cells.claim == claim]
+    derived = own.score.str.endswith("_slope")
+    for column in ("network", "target"):
+        for mark in DERIVED:
+            derived |= own[column].str.contains(mark, regex=False)
+    once = [name for name in superposition_cells.FACTORS if name not in ("claim", "target", "readout", "score")]
+    return int(own[~derived].groupby(once, dropna=False).excluded.max().sum())
 
 
 def _leg(name: str, criterion: str, row: pd.Series | None, holds: str, *, decides: bool = True) -> dict[str, object]:
@@ -133,24 +218,19 @@ def _base(cells: pd.DataFrame) -> dict[str, object]:
 
 def _c05(cells: pd.DataFrame) -> list[dict[str, object]]:
     legs = []
-    for network, decides in (("trained", True), ("init", False)):
-        row = _only(
-            cells,
-            experiment="trained",
-            network=network,
-            target="xor_needless",
-            score="interaction_ratio_slope",
-            setting="over m/d at fixed d",
-        )
-        legs.append(
-            _leg(
-                f"slope of the interaction on m/d, {network}",
-                "interval > 0",
-                row,
-                _above(row, 0.0),
-                decides=decides,
-            )
-        )
+    for score, network, decides in (
+        ("interaction_ratio", "trained", True),
+        ("interaction_ratio", "trained - init", True),
+        ("interaction_ratio", "init", False),
+        # Not scale-free: training changes the size of the activations with m/d as well.
+        ("interaction", "trained", False),
+    ):
+        for setting in (FIXED_D, FIXED_M):
+            at = {"network": network, "score": f"{score}_slope", "setting": setting}
+            row = _only(cells, experiment="trained", target="xor_needless", **at)
+            name = "ratio" if score == "interaction_ratio" else "raw ‖δ‖²"
+            name = f"slope of the interaction ({name}) {setting}, {network}"
+            legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=decides))
     return legs
 
 
@@ -158,34 +238,72 @@ def _c06(cells: pd.DataFrame) -> list[dict[str, object]]:
     at = {"experiment": "trained", "target": "xor_needless", **_base(cells)}
     accuracy = _only(cells, network="trained", score="accuracy", **at)
     difference = _only(cells, network="trained - init", score="accuracy", **at)
+    selectivity = _only(cells, network="trained", score="selectivity", **at)
     worst = _only(cells, network="trained", score="worst_cell", **at)
     return [
         _leg("accuracy, trained", "interval > .5", accuracy, _above(accuracy, 0.5)),
         _leg("accuracy, trained - init", "interval > 0", difference, _above(difference, 0.0)),
+        _leg("selectivity, trained", "interval > 0", selectivity, _above(selectivity, 0.0)),
         _leg("worst cell, trained (beyond OR)", "interval > .5", worst, _above(worst, 0.5), decides=False),
     ]
 
 
 def _c07(cells: pd.DataFrame) -> list[dict[str, object]]:
-    built = _select(cells, experiment="constructed", network="designated", setting="direct inputs")
-    accuracy = built[(built.score == "accuracy")]
+    legs = []
+    for seen in ("direct inputs", "superposed inputs"):
+        built = _select(cells, experiment="constructed", network="designated", setting=seen)
+        legs += _designated_legs(built, seen, decides=seen == "direct inputs")
+    return legs
+
+
+def _designated_legs(built: pd.DataFrame, seen: str, *, decides: bool) -> list[dict[str, object]]:
+    """Superposed inputs interfere before any neuron is shared, so there nothing is claimed of p = 0."""
+    accuracy = built[built.score == "accuracy"]
     shared, exclusive = accuracy[accuracy.p > 0].dropna(subset="lower"), accuracy[accuracy.p == 0]
-    best = shared.loc[shared.lower.idxmax()] if len(shared) else None
     none = exclusive.iloc[0] if len(exclusive) else None
-    named = "" if best is None else f" (m {best.m}, d {best.d}, s {best.s:g}, p {best.p:g})"
-    worst = None
-    if best is not None:
-        worst = _only(built, score="worst_cell", m=best.m, d=best.d, s=best.s, p=best.p)
+    best, p, named = None, float("nan"), ""
+    if len(shared):
+        adjusted = statistics.holm(_above_chance_p(shared))
+        # The smallest p first, and of equal ones the largest accuracy.
+        chosen = np.lexsort((-shared.estimate.to_numpy(), adjusted))[0]
+        best, p = shared.iloc[chosen], float(adjusted[chosen])
+        named = f" (best of {len(shared)}: m {best.m}, d {best.d}, s {best.s:g}, p {best.p:g}; Holm {p:.2g})"
+    at = {} if best is None else {"m": best.m, "d": best.d, "s": best.s, "p": best.p}
+    worst = None if best is None else _only(built, score="worst_cell", **at)
+    selectivity = None if best is None else _only(built, score="selectivity", **at)
+    trend = _only(built, score="accuracy_slope")
+    significant = "yes" if p < 0.05 else "undecided"
+    margin = CHANCE_MARGIN
     return [
-        _leg(f"accuracy with shared neurons{named}", "interval > .5 somewhere", best, _above(best, 0.5)),
+        _leg(f"accuracy, {seen}{named}", "> .5 at 5% over all cells", best, significant, decides=decides),
+        _leg(f"selectivity there, {seen}", "interval > 0", selectivity, _above(selectivity, 0.0), decides=decides),
         _leg(
-            "accuracy without shared neurons",
-            f"interval inside .5 ± {CHANCE_MARGIN:g}",
-            none,
-            _inside(none, 0.5 - CHANCE_MARGIN, 0.5 + CHANCE_MARGIN),
+            f"slope of accuracy on the analytic ‖δ‖², {seen}",
+            "interval > 0",
+            trend,
+            _above(trend, 0.0),
+            decides=decides,
         ),
-        _leg("worst cell there (beyond OR)", "interval > .5", worst, _above(worst, 0.5), decides=False),
+        _leg(
+            f"accuracy without shared neurons, {seen}",
+            f"interval inside .5 ± {margin:g}",
+            none,
+            _inside(none, 0.5 - margin, 0.5 + margin),
+            decides=decides,
+        ),
+        _leg(f"worst cell there (beyond OR), {seen}", "interval > .5", worst, _above(worst, 0.5), decides=False),
     ]
+
+
+def _above_chance_p(rows: pd.DataFrame) -> np.ndarray:
+    """Two-sided p-values of Student's test against .5, 1 where the mean is not above it; from the 95% intervals."""
+    freedom = rows.n_networks.to_numpy() - 1
+    half = (rows.upper - rows.estimate).to_numpy()
+    excess = (rows.estimate - 0.5).to_numpy()
+    # Networks that all agree have no spread, and any excess is then beyond doubt.
+    ratio = np.divide(excess, half, out=np.where(excess > 0, np.inf, 0.0), where=half > 0)
+    p = 2 * stats.t.sf(ratio * stats.t.ppf(0.975, freedom), freedom)
+    return np.where(excess > 0, p, 1.0)
 
 
 def _c14(cells: pd.DataFrame) -> list[dict[str, object]]:
@@ -201,15 +319,37 @@ def _c14(cells: pd.DataFrame) -> list[dict[str, object]]:
 
 def _c18(cells: pd.DataFrame) -> list[dict[str, object]]:
     legs = []
-    for _, row in _select(cells, experiment="geometry", score="antipodal_pairs").iterrows():
-        name = f"{row.network}, {row.setting}, m {row.m}, d {row.d}, density {row.p:g}"
-        if row.network == "fixed":
-            # One pair in every network would be learning's doing; chance is far below it where d is not tiny.
-            legs.append(_leg(name, "interval < 1", row, _below(row, 1.0)))
-        else:
-            sparse = row.p < 0.5 or row.setting == "exclusive"
-            legs.append(_leg(name, "interval > chance", row, _above(row, row.level), decides=sparse))
+    geometry = cells[cells.experiment == "geometry"]
+    pairs = _select(geometry, score="antipodal_pairs")
+    for (m, d), group in _select(pairs, network="fixed").groupby(["m", "d"]):
+        # Fixed directions know nothing of densities and kinds of data, so these cells are one and the same claim.
+        name, highest = f"fixed, m {m}, d {d}, highest of {len(group)} cells", None
+        if group.upper.notna().any():
+            highest = group.loc[group.upper.idxmax()]
+        # One pair in every network would be learning's doing; chance is far below it where d is not tiny.
+        legs.append(_leg(name, "interval < 1", highest, _below(highest, 1.0)))
+    for _, row in _select(pairs, network="learned").iterrows():
+        legs.append(
+            _leg(
+                _geometry_name(row),
+                "interval > chance",
+                row,
+                _above(row, row.level),
+                decides=row.p < 0.5 or row.setting == "exclusive",
+            )
+        )
+    for _, row in _select(geometry, score="partners").iterrows():
+        name = f"partners among antipodal pairs, {_geometry_name(row)}"
+        legs.append(_leg(name, "interval > chance", row, _above(row, row.level), decides=False))
+    for _, row in _select(geometry, score="subspaces").iterrows():
+        name, learned = f"orthogonal subspaces, {_geometry_name(row)}", row.network == "learned"
+        holds = _above(row, 1.0) if learned else _below(row, 2.0)
+        legs.append(_leg(name, "interval > 1" if learned else "interval < 2", row, holds, decides=False))
     return legs
+
+
+def _geometry_name(row: pd.Series) -> str:
+    return f"{row.network}, {row.setting}, m {row.m}, d {row.d}, density {row.p:g}"
 
 
 def _c21(cells: pd.DataFrame) -> list[dict[str, object]]:
@@ -249,12 +389,20 @@ def _first(name: str, rows: pd.DataFrame, holds: pd.Series, *, decides: bool) ->
 
 
 def _c41(cells: pd.DataFrame) -> list[dict[str, object]]:
-    ratios = cells[(cells.experiment == "genericity") & (cells.network == "frozen / trained")]
+    """A ratio of errors compares two first layers only where the trained one does better than no layer at all."""
+    own = cells[cells.experiment == "genericity"]
     legs = []
-    for _, row in ratios.iterrows():
-        decides = row.setting.endswith(" weighted") and int(row.setting[1:].split()[0]) >= 4
-        name = f"{row.score}, {row.target}, {row.setting}, d {row.d}"
-        legs.append(_leg(name, "interval ≤ 2", row, _below(row, 2.0), decides=decides))
+    for _, row in own[own.network == "frozen / trained"].iterrows():
+        at = {name: row[name] for name in ("target", "setting", "m", "d", "s")}
+        score = row.score.removesuffix("_ratio")
+        trained, frozen = (_only(own, network=name, score=score, **at) for name in ("trained", "frozen"))
+        solved = _below(_only(own, network="trained", score="max_error", **at), AFFINE_ERROR[row.target]) == "yes"
+        claimed = row.setting.endswith(" weighted") and int(row.setting[1:].split()[0]) > 2
+        errors = "" if trained is None or frozen is None else f": {frozen.estimate:.3f} / {trained.estimate:.3f}"
+        failed = "" if solved else ", trained no better than affine"
+        name = f"{row.score}, {row.target}, {row.setting}, d {row.d}{errors}{failed}"
+        holds = _below(row, 2.0) if solved else "undecided"
+        legs.append(_leg(name, "interval ≤ 2", row, holds, decides=claimed and solved))
     return legs
 
 
@@ -300,52 +448,48 @@ def _c44(cells: pd.DataFrame) -> list[dict[str, object]]:
         collapses = int(norm) <= 2 and weighting == "unweighted"
         holds = _above(row, 0.5) if collapses else _below(row, 0.5)
         name = f"share of ANDs read as about 0, {row.network}, {row.setting}, d {row.d}"
-        legs.append(_leg(name, "> .5" if collapses else "< .5", row, holds, decides=row.d == rows.d.min()))
+        legs.append(_leg(name, "> .5" if collapses else "< .5", row, holds))
     return legs
+
+
+def _explanation(cells: pd.DataFrame, own: str) -> list[dict[str, object]]:
+    """Every quantity of `PREDICTIONS` of which an explanation says something; those where the two differ decide."""
+    legs = []
+    trained = cells[cells.experiment == "trained"]
+    base = _base(cells)
+    for prediction in PREDICTIONS:
+        sign = getattr(prediction, own)
+        if not sign:
+            continue
+        said = f"interference {prediction.interference or 'silent'}, for free {prediction.for_free or 'silent'}"
+        rows = _select(trained, **prediction.where)
+        if not prediction.at_base:
+            row = _only(rows)
+            legs.append(_leg(prediction.quantity, said, row, _signed(row, sign), decides=prediction.decides))
+            continue
+        row = _only(rows, **base)
+        name = f"{prediction.quantity}, at the base cell"
+        legs.append(_leg(name, said, row, _signed(row, sign), decides=prediction.decides))
+        roomier = _select(rows, **{name: base[name] for name in ("s", "depth") if name in base})
+        for _, row in roomier[roomier.m / roomier.d < base.get("m", 0) / base.get("d", 1)].iterrows():
+            name = f"{prediction.quantity}, only with room: m {row.m}, d {row.d}"
+            legs.append(_leg(name, said, row, _signed(row, sign), decides=False))
+    return legs
+
+
+def _signed(row: pd.Series | None, sign: str) -> str:
+    if sign == "0":
+        return _inside(row, -CHANCE_MARGIN, CHANCE_MARGIN)
+    return _above(row, 0.0) if sign == "+" else _below(row, 0.0)
 
 
 def _interference(cells: pd.DataFrame) -> list[dict[str, object]]:
-    at = {"experiment": "trained", "network": "trained", "target": "xor_needless"}
-    growing = _only(cells, score="interaction_ratio_slope", setting="over m/d at fixed d", **at)
-    name = "interaction of computed features: slope on m/d at fixed d"
-    legs = [_leg(name, "interval > 0", growing, _above(growing, 0.0), decides=False)]
-    for fixed, decides in (("d", True), ("m", False)):
-        row = _only(cells, score="accuracy_slope", setting=f"over m/d at fixed {fixed}", **at)
-        name = f"XOR of computed features: slope of accuracy on m/d at fixed {fixed}"
-        legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=decides))
-    trained = _only(cells, **(at | {"network": "trained - init"}), score="accuracy", **_base(cells))
-    legs.append(_leg("XOR of computed features: trained - init", "interval > 0", trained, _above(trained, 0.0)))
-    return legs
+    return _explanation(cells, "interference")
 
 
 def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
-    at: dict[str, object] = {
-        "experiment": "trained",
-        "target": "xor_computed - xor_uncomputed",
-        "score": "accuracy",
-    }
-    legs = []
-    differences = _select(cells, **at)
-    trained = _select(differences, network="trained", **{k: v for k, v in _base(cells).items() if k in ("s", "depth")})
-    if len(trained):
-        for _, row in trained.sort_values(["m", "d"]).iterrows():
-            name = f"XOR of inputs whose AND is computed minus of others, m {row.m}, d {row.d}"
-            roomy = row.m / row.d == (trained.m / trained.d).min()
-            legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=bool(roomy)))
-    for fixed in ("d", "m"):
-        row = _only(
-            cells,
-            experiment="trained",
-            network="trained",
-            target="xor_computed",
-            score="accuracy_slope",
-            setting=f"over m/d at fixed {fixed}",
-        )
-        name = f"XOR of inputs whose AND is computed: slope of accuracy on m/d at fixed {fixed}"
-        legs.append(_leg(name, "interval < 0", row, _below(row, 0.0)))
-    ratios = cells[
-        (cells.experiment == "genericity") & (cells.score == "rms_error_ratio") & (cells.target == "xor / and")
-    ]
+    legs = _explanation(cells, "for_free")
+    ratios = _select(cells, experiment="genericity", score="rms_error_ratio", target="xor / and")
     for _, row in ratios.dropna(subset="estimate").iterrows():
         name = f"error of XOR over error of AND, random layer, m {row.m}, d {row.d}, s {row.s:g}"
         legs.append(_leg(name, "interval inside 2 ± .25", row, _inside(row, 1.75, 2.25), decides=False))
@@ -356,6 +500,7 @@ def _not_run(_: pd.DataFrame) -> list[dict[str, object]]:
     return []
 
 
+EXPLANATIONS = ("interference", "for free")
 CLAIMS: dict[str, Callable[[pd.DataFrame], Iterable[dict[str, object]]]] = {
     "C05": _c05,
     "C06": _c06,

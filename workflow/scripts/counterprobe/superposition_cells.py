@@ -105,7 +105,7 @@ def cells(table: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         values = group.estimate.dropna().to_numpy()
         row = dict(zip(FACTORS, key, strict=True))
         row |= {
-            "level": group.level.iloc[0],
+            "level": _first_known(group.level),
             "prediction": _mean(group.prediction),
             "estimate": _mean(values),
         }
@@ -198,6 +198,12 @@ def read(path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> pd.D
 def typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """Exactly these columns, in this order, with the types that a file keeps."""
     return table[list(columns)].astype({name: PANDAS_TYPES[kind] for name, kind in columns.items()})
+
+
+def _first_known(values: pd.Series) -> float:
+    """A row with a reason need not know the level of its score."""
+    known = values.dropna()
+    return float(known.iloc[0]) if len(known) else float("nan")
 
 
 def _mean(values: pd.Series | np.ndarray) -> float:

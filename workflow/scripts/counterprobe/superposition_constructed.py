@@ -169,12 +169,29 @@ def designated_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     rows = []
     for setting, seen, seed in product(settings, ("direct inputs", "superposed inputs"), range(spec["networks"])):
         rows += _designated_network(setting, seen, seed, spec, controls)
-    return rows
+    return rows + _trend(superposition_cells.networks(rows))
 
 
 def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     """Every row of the experiment, one a network and score; spec has sections universal and designated."""
     return superposition_cells.networks(universal_rows(spec["universal"]) + designated_rows(spec["designated"]))
+
+
+def _trend(table: pd.DataFrame) -> list[dict[str, object]]:
+    """For every seed and kind of input, the slope of the XOR's accuracy on the analytic ‖δ‖² over all settings.
+
+    Both kinds of input go through the same weights, whose ‖δ‖² is worked out for direct ones.
+    """
+    network = ["m", "d", "s", "p", "seed"]
+    known = table[(table.score == "interaction") & (table.setting == "direct inputs")]
+    analytic = known.set_index(network).prediction
+    accuracy = table[table.score == "accuracy"]
+    rows = []
+    for _, group in accuracy.groupby("setting", sort=True):
+        x = analytic.reindex(pd.MultiIndex.from_frame(group[network])).to_numpy()
+        over = {"m": superposition_cells.NONE, "d": superposition_cells.NONE, "s": np.nan, "p": np.nan}
+        rows += superposition_cells.slopes(group, x, over, score="accuracy_slope")
+    return rows
 
 
 def _designated_network(
@@ -188,7 +205,7 @@ def _designated_network(
     where = {"experiment": "constructed", "claim": "C07", "network": "designated", "setting": seen}
     where |= {"readout": "logistic", "m": m, "d": d, "s": s, "p": p, "depth": 1, "seed": seed}
     where |= {"target": "xor_needless", "n_texts": spec["items"] // 2 * 16}
-    levels = superposition_reading.LEVELS | {"interaction": 0.0}
+    levels = superposition_reading.LEVELS
     if p > 1:
         reason = f"p = {p:g} > 1 is no probability"
         return [network_row(**where, score=score, reason=reason) for score in levels]
@@ -199,11 +216,9 @@ def _designated_network(
     if seen == "superposed inputs":
         inputs, predicted = inputs @ superposed(2 * m, generator), float("nan")
     activations = hidden(weights, inputs)
-    pair = [(0, 1)]
     rng = np.random.default_rng([seed, m, d])
     reading = superposition_reading.read(activations, texts.cells, controls, penalty=spec["penalty"], rng=rng)
-    values = superposition_reading.average(reading, pair)
-    values["interaction"] = superposition_reading.interactions(activations, texts.cells, pair)[0, 1]
+    values = superposition_reading.average(reading, [(0, 1)])
     rows = []
     for score, value in values.items():
         known: dict[str, Any] = {"estimate": value} if np.isfinite(value) else {"reason": "a feature has no direction"}

@@ -222,7 +222,10 @@ def indicator_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
                 s = float(np.mean(active))
                 predicted = theory.rms(d) if readout == "indicator" else float("nan")
                 if reason:
-                    rows.append(_row("C43", "random", readout, target, m, d, s, "rms_error", **common, reason=reason))
+                    rows += [
+                        _row("C43", "random", readout, target, m, d, s, score, **common, reason=reason)
+                        for score in ("rms_error", "rms_error_root_d", "max_error")
+                    ]
                     continue
                 rms = float(errors.square().mean().sqrt())
                 scores = {
@@ -277,9 +280,12 @@ def _readoffs_of(kind: str, cell: Mapping[str, Any], seed: int, spec: Mapping[st
     where = {"seed": seed, "n_texts": len(inputs)}
     if d + 1 >= len(inputs):
         reason = f"interpolation: {d} neurons and an intercept fit any target on {len(inputs)} inputs"
+        missing = [(claim, kind, "max_error", ""), ("", kind, "rms_error", "")]
+        if kind == "minimax":
+            missing = [missing[0], ("", "cheapest", "l1_norm", f"within {spec['error']:g}")]
         return [
-            _row(claim, "random", kind, target, m, d, float(s), "max_error", **where, reason=reason)
-            for target in TARGETS
+            _row(of, "random", readout, target, m, d, float(s), score, **where, setting=setting, reason=reason)
+            for target, (of, readout, score, setting) in product(TARGETS, missing)
         ]
     generator = superposition_training.generator(12, seed, m, d)
     hidden = torch.relu(inputs @ torch.randn(m, d, generator=generator))
@@ -340,14 +346,16 @@ def loss_rows(spec: Mapping[str, Any]) -> list[dict[str, object]]:
     for index, (norm, target, weighting, network, d, seed) in enumerate(plan):
         setting = f"L{norm} {weighting}"
         where = {"seed": seed, "n_texts": len(inputs), "setting": setting}
-        if trained.reasons[index]:
+        reason = trained.reasons[index]
+        if not reason and not bool(torch.isfinite(outputs[index].double().pow(4).sum())):
+            reason = "diverged: the outputs are not finite"
+        if reason:
             for claim, score in (
                 ("C41", "max_error"),
                 ("C41", "l4_error"),
                 ("C44", "collapsed"),
                 ("C44", "output_on_ones"),
             ):
-                reason = trained.reasons[index]
                 rows.append(_row(claim, network, "trained", target, m, d, float(s), score, **where, reason=reason))
             continue
         error = outputs[index] - wanted[target]

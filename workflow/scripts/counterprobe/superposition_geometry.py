@@ -45,7 +45,9 @@ REPRESENTED = 0.5
 
 @dataclass(frozen=True)
 class Cell:
-    """One toy model: features, dimensions, probability of being on, data, learned or fixed, seed."""
+    """One toy model: features, dimensions, probability of being on (at most 1/2 in exclusive data), data, learned or
+    fixed, seed.
+    """
 
     m: int
     d: int
@@ -67,7 +69,11 @@ class Cell:
 def plan(spec: Mapping[str, Any]) -> list[Cell]:
     """Densities × kinds of data at the base size, and the sizes at one density; learned and fixed."""
     base = spec["base"]
-    settings = [(base["m"], base["d"], float(density), data) for density in spec["densities"] for data in spec["data"]]
+    settings = [
+        (base["m"], base["d"], _possible(float(density), data), data)
+        for density in spec["densities"]
+        for data in spec["data"]
+    ]
     settings += [(m, d, float(base["density"]), "independent") for m, d in spec["sizes"]]
     return [
         Cell(*setting, network, seed)
@@ -75,6 +81,11 @@ def plan(spec: Mapping[str, Any]) -> list[Cell]:
         for network in ("learned", "fixed")
         for seed in range(spec["networks"])
     ]
+
+
+def _possible(density: float, data: str) -> float:
+    """Of two features that exclude each other, neither can be on more than half of the time."""
+    return min(density, 0.5) if data == "exclusive" else density
 
 
 def chance_of_antipodal(m: int, d: int) -> float:
@@ -139,15 +150,13 @@ def train(cells: Sequence[Cell], spec: Mapping[str, Any]) -> superposition_train
 
 
 def features(shape: tuple[int, ...], cell: Cell, generator: torch.Generator) -> Float[Tensor, "*n m"]:
-    """Random feature values of a cell's kind; each is on with probability `density`, in exclusive data at
-    most 1/2.
-    """
+    """Random feature values of a cell's kind; each is on with probability `density`."""
     size = torch.rand(*shape, cell.m, generator=generator)
     if cell.data == "independent":
         return size * (torch.rand(*shape, cell.m, generator=generator) < cell.density)
     uniform = torch.rand(*shape, cell.m // 2, generator=generator)
-    density = min(cell.density, 0.5)
-    on = torch.stack((uniform < density, (uniform >= density) & (uniform < 2 * density)), dim=-1).flatten(-2)
+    second = (uniform >= cell.density) & (uniform < 2 * cell.density)
+    on = torch.stack((uniform < cell.density, second), dim=-1).flatten(-2)
     return size * on
 
 
@@ -177,7 +186,9 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
             "seed": cell.seed,
         }
         scores = ["antipodal_pairs", "subspaces", "represented"]
+        partnered = cell.data == "exclusive" and cell.network == "learned"
         if reason:
+            scores += ["partners"] * partnered
             rows += [network_row(**where, score=score, reason=reason) for score in scores]
             continue
         pairs = antipodal_pairs(weights)
@@ -192,7 +203,7 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
             level = chance.get(score, float("nan"))
             predicted = level if fixed else float("nan")
             rows.append(network_row(**where, score=score, level=level, prediction=predicted, estimate=values[score]))
-        if cell.data == "exclusive" and not fixed:
+        if partnered:
             known: dict[str, Any] = {"reason": "no antipodal pair"}
             if pairs:
                 known = {"estimate": float(np.mean([i // 2 == j // 2 for i, j in pairs]))}

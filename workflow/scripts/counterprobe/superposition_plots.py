@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from counterprobe import plots
+from counterprobe import plots, superposition
 
 TARGET_STYLES = {
     "xor_needless": (plots.VERMILION, "s", "XOR of two computed features (needless)"),
@@ -47,6 +48,7 @@ def _measured(
     label: str = "",
     *,
     line: str = "-",
+    fill: object = None,
 ) -> None:
     shown = rows.dropna(subset="estimate").sort_values(x)
     low, high = shown.estimate - shown.lower, shown.upper - shown.estimate
@@ -57,6 +59,7 @@ def _measured(
         color=colour,
         marker=marker,
         markersize=4,
+        markerfacecolor=fill if fill is not None else colour,
         linewidth=1.2,
         linestyle=line,
         capsize=2,
@@ -77,6 +80,22 @@ def _predicted(axis: Axes, rows: pd.DataFrame, x: str, label: str = "prediction"
     )
 
 
+def _legend(axis: Axes, ncols: int = 1, below: float = 0.28) -> None:
+    """Below the axis and its labels, where no data are."""
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -below),
+        ncols=ncols,
+        fontsize=6,
+        frameon=False,
+    )
+
+
+def _dodged(rows: pd.DataFrame, x: str, place: int, step: float = 1.05) -> pd.DataFrame:
+    """Moved along a logarithmic axis, so that series with equal values do not hide each other."""
+    return rows.assign(**{x: rows[x] * step**place})
+
+
 def _trained(rows: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.0))
     slopes = rows[rows.score == "accuracy_slope"]
@@ -86,8 +105,9 @@ def _trained(rows: pd.DataFrame) -> Figure:
     sweeps = ((rows[rows.d == d], f"m varies, d = {d}"), (rows[rows.m == m], f"d varies, m = {m}"))
     for line, (swept, title) in zip(axes, sweeps, strict=True):
         for axis, score in zip(line, ("accuracy", "interaction_ratio"), strict=False):
-            for target, (colour, marker, label) in TARGET_STYLES.items():
+            for place, (target, (colour, marker, label)) in enumerate(TARGET_STYLES.items(), -1):
                 of_target = swept[(swept.target == target) & (swept.score == score)]
+                of_target = _dodged(of_target, "crowding", place)
                 _measured(axis, of_target[of_target.network == "trained"], "crowding", colour, marker, label)
                 init = of_target[of_target.network == "init"]
                 _measured(axis, init, "crowding", colour, marker, f"{label}, random weights", line=":")
@@ -118,14 +138,14 @@ def _trained(rows: pd.DataFrame) -> Figure:
             _measured(line[2], chosen, "crowding", colour, marker, label)
         line[2].axhline(0, color=plots.GREY, linewidth=1)
         line[2].set_ylabel("difference of accuracies")
-        line[2].set_title("interference: red > 0 and rising\nfor free: green > 0 and falling", fontsize=8)
+        line[2].set_title("interference: red > 0, green rising\nfor free: red 0, green > 0 and falling", fontsize=8)
         for axis in line:
             axis.set_xscale("log", base=2)
     for axis in axes[1]:
         axis.set_xlabel("features per dimension, m/d")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=3, fontsize=7, frameon=False, bbox_to_anchor=(0.5, -0.06))
-    axes[0, 2].legend(fontsize=6, frameon=False)
+    _legend(axes[1, 2])
     return figure
 
 
@@ -146,31 +166,32 @@ def _constructed(rows: pd.DataFrame) -> Figure:
         axis.set_xscale("log", base=2)
         axis.set_xlabel("neurons d")
         axis.set_title(f"Bernoulli U-AND, {readout.replace('_', ', ')} read-off")
+        _legend(axis)
     axes[0].set_ylabel("maximal error of AND")
-    axes[0].legend(fontsize=6, frameon=False)
     built = rows[rows.network == "designated"]
     counts = built[built.score == "accuracy"].groupby(["m", "d", "s"]).p.nunique()
     m, d, s = counts.idxmax()
-    for setting, colour in (("direct inputs", plots.BLUE), ("superposed inputs", plots.ORANGE)):
+    for setting, colour in (("superposed inputs", plots.ORANGE), ("direct inputs", plots.BLUE)):
         at = built[(built.setting == setting) & (built.m == m) & (built.d == d) & (built.s == s)]
         _measured(axes[2], at[at.score == "accuracy"], "p", colour, "o", setting)
-    axes[2].axhline(plots.CHANCE, color=plots.BLACK, linewidth=1, linestyle=DASHED, label="no shared neuron")
+    label = "direct inputs without shared neurons, predicted"
+    axes[2].axhline(plots.CHANCE, color=plots.BLUE, linewidth=1, linestyle=DASHED, label=label)
     axes[2].set_xlabel("probability p of serving a feature")
     axes[2].set_ylabel("XOR accuracy")
     axes[2].set_title(f"nothing spent on XOR, m {m}, d {d}")
-    axes[2].legend(fontsize=6, frameon=False)
+    _legend(axes[2])
     interaction = built[(built.score == "interaction") & (built.setting == "direct inputs")]
     _measured(axes[3], interaction, "prediction", plots.BLUE, "o", "measured", line="none")
     _predicted(axes[3], interaction, "prediction", "analytic")
     axes[3].set_xlabel("analytic ‖δ‖²")
     axes[3].set_ylabel("measured ‖δ‖²")
     axes[3].set_title("interaction from shared neurons")
-    axes[3].legend(loc="lower right", fontsize=6, frameon=False)
+    _legend(axes[3])
     return figure
 
 
 def _genericity(rows: pd.DataFrame) -> Figure:
-    figure, axes = plt.subplots(1, 4, figsize=(13.0, 3.3))
+    figure, axes = plt.subplots(1, 4, figsize=(15.0, 4.0), width_ratios=(1, 1, 1.6, 1.2))
     errors = rows[(rows.score == "rms_error") & (rows.target == "and") & (rows.readout == "indicator")]
     kinds = errors[["setting", "s"]].drop_duplicates().sort_values(["setting", "s"])
     palette = plots.sns.color_palette("viridis", len(kinds))
@@ -184,11 +205,20 @@ def _genericity(rows: pd.DataFrame) -> Figure:
     axes[0].set_title("indicator read-off of AND, random W")
     axes[0].set_ylabel("RMS error")
     solved = rows[(rows.readout == "minimax") & (rows.network == "random")]
-    for target, colour, exact in (("and", plots.BLUE, 0.25), ("xor", plots.VERMILION, 0.5)):
-        _measured(axes[1], solved[solved.target == target], "d", colour, "o", f"{target.upper()}, random layer")
-        label = "best affine, of the inputs"
-        axes[1].axhline(
-            exact, color=plots.BLACK, linestyle=DASHED, linewidth=1, label=label if target == "and" else None
+    for place, (target, colour) in enumerate((("and", plots.BLUE), ("xor", plots.VERMILION))):
+        shown = _dodged(solved[solved.target == target], "d", place)
+        _measured(axes[1], shown, "d", colour, "o", f"{target.upper()}, random layer")
+        exact = superposition.AFFINE_ERROR[target]
+        axes[1].axhline(exact, color=plots.BLACK, linestyle=DASHED, linewidth=1)
+        said = f"{target.upper()}, best affine of the inputs"
+        axes[1].annotate(
+            said,
+            (0 if target == "and" else 1, exact),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            ha="left" if target == "and" else "right",
+            fontsize=6,
         )
     axes[1].set_xscale("log", base=2)
     axes[1].set_title("minimax read-off")
@@ -196,18 +226,30 @@ def _genericity(rows: pd.DataFrame) -> Figure:
     ratios = rows[(rows.network == "frozen / trained") & (rows.score == "max_error_ratio")]
     widths = sorted(ratios.d.unique())
     settings = sorted(ratios.setting.unique())
-    for width, marker in zip(widths, "os^D", strict=False):
-        for target, colour in (("and", plots.BLUE), ("xor", plots.VERMILION)):
-            shown = ratios[(ratios.d == width) & (ratios.target == target)]
-            shown = shown.assign(place=shown.setting.map(settings.index))
-            _measured(axes[2], shown, "place", colour, marker, f"{target.upper()}, d {width}", line="none")
+    trained = rows[(rows.network == "trained") & (rows.score == "max_error")]
+    trained = trained.set_index(["target", "setting", "d"]).upper
+    series = [
+        (width, marker, target) for width, marker in zip(widths, "os^D", strict=False) for target in ("and", "xor")
+    ]
+    for index, (width, marker, target) in enumerate(series):
+        colour = plots.BLUE if target == "and" else plots.VERMILION
+        shown = ratios[(ratios.d == width) & (ratios.target == target)]
+        place = shown.setting.map(settings.index) + (index - (len(series) - 1) / 2) * 0.8 / len(series)
+        solved = shown.setting.map(lambda name, t=target, d=width: trained[t, name, d] < superposition.AFFINE_ERROR[t])
+        shown = shown.assign(place=place)
+        _measured(axes[2], shown[~solved], "place", colour, marker, line="none", fill="white")
+        _measured(axes[2], shown[solved], "place", colour, marker, f"{target.upper()}, d {width}", line="none")
     axes[2].axhline(1, color=plots.GREY, linewidth=1)
     axes[2].axhline(2, color=plots.BLACK, linewidth=1, linestyle=DASHED, label="claimed bound")
-    axes[2].set_title("maximal error, frozen / trained first layer")
+    axes[2].set_title(
+        "maximal error, frozen / trained first layer\n(hollow: trained is no better than affine)", fontsize=8
+    )
     outputs = rows[(rows.score == "output_on_ones") & (rows.target == "and") & (rows.network == "trained")]
-    for width, marker in zip(widths, "os^D", strict=False):
-        shown = outputs[outputs.d == width].assign(place=lambda table: table.setting.map(settings.index))
-        _measured(axes[3], shown, "place", plots.BLUE, marker, f"d {width}", line="none")
+    shades = plots.sns.color_palette("Blues", len(widths) + 1)[1:]
+    for index, (width, marker, colour) in enumerate(zip(widths, "os^D", shades, strict=False)):
+        shown = outputs[outputs.d == width]
+        shown = shown.assign(place=shown.setting.map(settings.index) + (index - (len(widths) - 1) / 2) * 0.22)
+        _measured(axes[3], shown, "place", colour, marker, f"d {width}", line="none")
     axes[3].axhline(0, color=plots.BLACK, linewidth=1, linestyle=DASHED, label="collapse")
     axes[3].axhline(1, color=plots.GREY, linewidth=1)
     axes[3].set_title("output where the AND is 1")
@@ -215,8 +257,8 @@ def _genericity(rows: pd.DataFrame) -> Figure:
         axis.set_xticks(range(len(settings)), settings, rotation=40, ha="right", fontsize=6)
     for axis in axes[:2]:
         axis.set_xlabel("neurons d")
-    for axis in axes:
-        axis.legend(fontsize=6, frameon=False)
+    for axis, ncols, below in zip(axes, (1, 1, 3, 2), (0.28, 0.28, 0.42, 0.42), strict=True):
+        _legend(axis, ncols, below)
     return figure
 
 
@@ -227,6 +269,7 @@ def _redundancy(rows: pd.DataFrame) -> Figure:
     accuracy = accuracy.assign(
         by_gamma=accuracy.d / accuracy.m**gamma, by_pairs=accuracy.d / (accuracy.m * (accuracy.m - 1) / 2)
     )
+    left_out = rows[rows.score == "gamma_left_out"].estimate
     explained = rows[rows.score == "explained"].set_index("setting").estimate
     panels = (
         ("d", "d", "dimensions d = k·r"),
@@ -239,13 +282,21 @@ def _redundancy(rows: pd.DataFrame) -> Figure:
         for colour, (k, group) in zip(palette, accuracy.groupby("m"), strict=True):
             _measured(axis, group, column, colour, "o", f"k = {k}", line="none")
         axis.axhline(plots.CHANCE, color=plots.GREY, linewidth=1)
-        for bar in (0.55, 0.9):
-            axis.axhline(bar, color=plots.BLACK, linewidth=0.8, linestyle=DASHED)
+        for (k, r), bar in ((superposition.REDUNDANT, 0.9), (superposition.DISTINCT, 0.55)):
+            bound = accuracy[(accuracy.m == k) & (accuracy.copies == r)]
+            for at in bound[column]:
+                ends = (at / 1.6, at * 1.6)
+                axis.plot(ends, (bar, bar), color=plots.BLACK, linestyle=DASHED, linewidth=1, zorder=3)
+                said = f"{k} × {r}: {'≥' if bar > 0.6 else '≤'} {bar:g}"
+                axis.annotate(said, (at, bar), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=6)
+        axis.plot([], [], color=plots.BLACK, linestyle=DASHED, linewidth=1, label="claimed bar")
         axis.set_xscale("log", base=2)
         axis.set_xlabel(label)
         axis.set_title(f"monotone fit explains {explained.get(name, np.nan):.3f}")
     axes[0].set_ylabel("XOR accuracy")
-    axes[3].legend(loc="center right", fontsize=6, frameon=False, title="dashed: claimed bars", title_fontsize=6)
+    low, high = left_out.min(), left_out.max()
+    axes[3].set_xlabel(f"d / k^{gamma:.2f} ({low:.2f} to {high:.2f} without one k)")
+    _legend(axes[0], 3)
     return figure
 
 
@@ -257,23 +308,28 @@ def _geometry(rows: pd.DataFrame) -> Figure:
     base = counts[(counts.m == m) & (counts.d == d)]
     styles = (("learned", plots.BLUE, "o"), ("fixed", plots.ORANGE, "s"))
     for axis, data in zip(axes, ("independent", "exclusive"), strict=False):
-        for network, colour, marker in styles:
-            shown = base[(base.setting == data) & (base.network == network)]
+        for place, (network, colour, marker) in enumerate(styles):
+            shown = _dodged(base[(base.setting == data) & (base.network == network)], "p", place)
             _measured(axis, shown, "p", colour, marker, f"{network} directions")
             _predicted(axis, shown, "p", "chance")
         axis.set_xscale("log")
+        densities = sorted(base[base.setting == data].p.unique())
+        axis.set_xticks(densities, [f"{density:g}" for density in densities])
+        axis.minorticks_off()
         axis.set_xlabel("density of a feature")
         axis.set_title(f"{data} features, m {m}, d {d}")
     axes[0].set_ylabel("antipodal pairs")
     swept = rows[(rows.score == "subspaces") & (rows.setting == "independent")]
     density = swept.groupby("p").d.nunique().idxmax()
-    for network, colour, marker in styles:
-        shown = swept[(swept.p == density) & (swept.network == network)]
+    for place, (network, colour, marker) in enumerate(styles):
+        shown = _dodged(swept[(swept.p == density) & (swept.network == network)], "d", place, 1.01)
         _measured(axes[2], shown, "d", colour, marker, f"{network} directions")
         _predicted(axes[2], shown, "d", "one subspace")
     axes[2].set_xlabel("dimensions d (m = 2d)")
-    axes[2].set_ylabel("subspaces of ≥ 2 features")
-    axes[2].set_title(f"density {density:g}")
+    axes[2].set_ylabel("subspaces")
+    axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[2].set_title(f"groups of ≥ 2 features, density {density:g}")
     for axis in axes:
-        axis.legend(fontsize=6, frameon=False)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axis)
     return figure

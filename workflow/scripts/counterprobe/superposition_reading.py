@@ -11,6 +11,7 @@ the units: one half trains the probes, the other half is scored. Nothing here is
     selectivity        accuracy minus the mean accuracy of random balanced labellings of the 16 cells,
                        orthogonal to the basic factors and to the target (level 0)
     shuffled           accuracy for labels permuted within items: a check of the code, .5
+    interaction        ‖δ‖² itself, a U-statistic, in squared units of the activations (level 0)
     interaction_ratio  ‖δ‖² / (‖d_a‖ ‖d_b‖), every norm the square root of a U-statistic: how strongly the
                        direction of one factor depends on the other, whatever the scale of the activations
                        (level 0)
@@ -32,7 +33,14 @@ from counterprobe import label_controls, probes, statistics
 
 FACTORS = ("0", "1", "2", "3")
 ALL_PAIRS = tuple(combinations(range(4), 2))
-LEVELS = {"accuracy": 0.5, "worst_cell": 0.5, "selectivity": 0.0, "shuffled": 0.5, "interaction_ratio": 0.0}
+LEVELS = {
+    "accuracy": 0.5,
+    "worst_cell": 0.5,
+    "selectivity": 0.0,
+    "shuffled": 0.5,
+    "interaction": 0.0,
+    "interaction_ratio": 0.0,
+}
 
 
 def controls(count: int, seed: int = 0) -> dict[tuple[int, int], Bool[np.ndarray, "cells N"]]:
@@ -76,7 +84,7 @@ def read(
     correct = scored.correct.double().numpy().reshape(-1, n_cells, columns.shape[1])
     by_cell = correct.mean(axis=0)
     accuracy = by_cell.mean(axis=0)
-    ratios = interaction_ratios(activations, cells, pairs)
+    raw, ratios = interactions(activations, cells, pairs), interaction_ratios(activations, cells, pairs)
     result = {"feature": {"accuracy": float(accuracy[:n_basic].mean())}}
     start = n_basic + len(pairs)
     for k, (i, j) in enumerate(pairs):
@@ -87,6 +95,7 @@ def read(
             "worst_cell": float(min(four)),
             "selectivity": float(accuracy[column] - accuracy[start:end].mean()),
             "shuffled": float(accuracy[of_cells.shape[1] + k]),
+            "interaction": raw[i, j],
             "interaction_ratio": ratios[i, j],
         }
         start = end

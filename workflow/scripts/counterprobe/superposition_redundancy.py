@@ -14,8 +14,9 @@ them: if XOR readability depends on k and r through d / k^γ alone, then the pro
     Φ⁻¹(accuracy) = f(log d - γ log k),
 
 and γ follows from the slopes of a linear fit within the range where accuracy is neither .5 nor 1, one fit a
-seed. The collapse is judged by how much of the variance of all cells a monotone function of the ratio
-explains (isotonic regression), beside other candidates: d/(k choose 2), r, r/k and d.
+seed; `gamma_left_out` is the same fit without one k at a time, since an interval over seeds does not say how far γ
+hangs on the few k of the design. The collapse is judged by how much of the variance of all cells a monotone
+function of the ratio explains (isotonic regression), beside other candidates: d/(k choose 2), r, r/k and d.
 
 Pitfall: the number of training texts limits a probe of d weights, so it is the same for all cells and in the
 table.
@@ -151,6 +152,15 @@ def _collapse(table: pd.DataFrame) -> list[dict[str, object]]:
         if np.isnan(gammas[seed]):
             known = {"reason": "fewer than four cells between floor and ceiling"}
         rows.append(network_row(**where, score="gamma", seed=seed, prediction=2.0, **known))
+        for k in sorted(set(table.m)):
+            # Seeds share one design: how far γ hangs on a single k is no part of an interval over seeds.
+            rest = group[group.m != k]
+            without = exponent(rest.m.to_numpy(float), rest.d.to_numpy(float), rest.estimate.to_numpy())
+            known = {"estimate": without}
+            if np.isnan(without):
+                known = {"reason": "fewer than four cells between floor and ceiling"}
+            name = f"without k = {k}"
+            rows.append(network_row(**where, setting=name, score="gamma_left_out", seed=seed, prediction=2.0, **known))
     for seed, group in kept.items():
         others = [gamma for other, gamma in gammas.items() if other != seed and not np.isnan(gamma)]
         k, r, accuracy = group.m.to_numpy(float), group.copies.to_numpy(float), group.estimate.to_numpy()

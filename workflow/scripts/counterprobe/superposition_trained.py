@@ -17,9 +17,15 @@ Read at the last residual stream; what Hoagy's and Newgas's explanations predict
     xor_computed     XOR of the two inputs of one feature: their AND is computed, their XOR is not asked for
     xor_uncomputed   XOR of two inputs of different features: no function of the two is asked for
 
-All networks of one depth are one stack (`superposition_training`), whatever their m, d, s and seed. Pitfall:
-networks that have not learned the task prove nothing; `rms_error` is in the table, 1/2 without any
-information on a balanced mix.
+All networks of one depth are one stack (`superposition_training`), whatever their m, d, s and seed.
+
+Pitfalls. Networks that have not learned the task prove nothing: a trained network whose `rms_error` (ones and
+zeros counted alike; 1/2 without any information, 1/4 of the best affine read-off of the inputs) is not below
+`learned` is left out of every score of an XOR, for that reason; its initialisation stays. Crowding m/d is varied
+in two ways, and neither is clean: with m, the number of live pairs stays s, so that the rate s/m of each pair, the
+share of ones in the task and the number of live pairs beside the probed ones, s (m - 4)/m, all change; with d, the
+probe has another number of weights. Slopes of the trained networks are therefore also taken paired, minus the same
+networks' initialisation on the same texts, and both ways have to agree.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +144,7 @@ def sweep(spec: Mapping[str, Any]) -> pd.DataFrame:
     """Every row of the experiment, one a network and score.
 
     spec: base {m, d, s, depth}, m, d, s, depth (lists), networks, steps, batch, learning_rate, items,
-    penalty, dichotomies.
+    penalty, dichotomies, learned (the bar on the error of the task).
     """
     every = plan(spec)
     controls = superposition_reading.controls(spec["dichotomies"])
@@ -212,7 +218,13 @@ def _rows_of(
             )
             for target, score in scores
         ]
-    rows = []
+    error = _task_error(cell, parameters, spec)
+    if not np.isfinite(error):
+        return _rows_of(cell, network, parameters, "diverged: the outputs are not finite", spec, controls)
+    rows = [network_row(**where, target="and", score="rms_error", estimate=error, n_texts=n_texts)]
+    unlearned = ""
+    if network == "trained" and error >= spec["learned"]:
+        unlearned = f"did not learn the task: an error of {spec['learned']:g} or more"
     for level in ("features", "inputs"):
         generator = cell.generator(23)
         texts = superposition_inputs.paired_texts(cell.m, cell.s, spec["items"], level, generator)
@@ -231,7 +243,8 @@ def _rows_of(
             if read_at != level:
                 continue
             for score, value in superposition_reading.average(readings, pairs).items():
-                known = {"estimate": value} if np.isfinite(value) else {"reason": "a basic feature has no direction"}
+                reason = unlearned or ("" if np.isfinite(value) else "a basic feature has no direction")
+                known: dict[str, Any] = {"reason": reason} if reason else {"estimate": value}
                 known |= {"level": superposition_reading.LEVELS[score], "claim": _claim(target, score)}
                 rows.append(network_row(**where, target=target, score=score, n_texts=n_texts, **known))
         if level == "features":
@@ -239,19 +252,17 @@ def _rows_of(
             rows.append(
                 network_row(**where, target="feature", score="accuracy", level=0.5, estimate=accuracy, n_texts=n_texts)
             )
-            wanted = flat[..., 0::2] * flat[..., 1::2]
-            error = (outputs(parameters, flat) - wanted)[0, :, : cell.m]
-            rows.append(
-                network_row(
-                    **where,
-                    target="and",
-                    score="rms_error",
-                    # Ones and zeros count the same, as in the loss.
-                    estimate=float((_mean_square(error, wanted[0, :, : cell.m]) / 2) ** 0.5),
-                    n_texts=n_texts,
-                )
-            )
     return rows
+
+
+def _task_error(cell: Cell, parameters: Mapping[str, Tensor], spec: Mapping[str, Any]) -> float:
+    """Root mean square error of the outputs on the probed texts; ones and zeros count the same, as in the loss."""
+    texts = superposition_inputs.paired_texts(cell.m, cell.s, spec["items"], "features", cell.generator(23))
+    flat = torch.zeros(1, texts.inputs.shape[0] * texts.inputs.shape[1], parameters["embed"].shape[1])
+    flat[..., : 2 * cell.m] = texts.inputs.flatten(0, 1)
+    wanted = flat[..., 0::2] * flat[..., 1::2]
+    error = (outputs(parameters, flat) - wanted)[0, :, : cell.m]
+    return float((_mean_square(error, wanted[0, :, : cell.m]) / 2) ** 0.5)
 
 
 def _mean_square(error: Float[Tensor, "n m"], wanted: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
@@ -263,14 +274,17 @@ def _mean_square(error: Float[Tensor, "n m"], wanted: Float[Tensor, "n m"]) -> F
 def _claim(target: str, score: str) -> str:
     if target != "xor_needless":
         return ""
-    return {"interaction_ratio": "C05", "accuracy": "C06", "worst_cell": "C06", "selectivity": "C06"}.get(score, "")
+    if score in ("interaction", "interaction_ratio"):
+        return "C05"
+    return "C06" if score in ("accuracy", "worst_cell", "selectivity") else ""
 
 
 def _differences(table: pd.DataFrame) -> list[dict[str, object]]:
     """Trained minus initialisation, and pairs whose AND is computed minus pairs of which nothing is."""
-    accuracy = table[(table.score == "accuracy") & (table.target != "feature")]
+    measured = table[table.score.isin(["accuracy", "interaction_ratio"]) & table.target.isin(list(TARGETS))]
+    accuracy = measured[measured.score == "accuracy"]
     rows = superposition_cells.paired(
-        accuracy, "network", "trained", "init", lambda trained, init: trained - init, name="trained - init"
+        measured, "network", "trained", "init", lambda trained, init: trained - init, name="trained - init"
     )
     rows += superposition_cells.paired(
         accuracy,
@@ -284,7 +298,9 @@ def _differences(table: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _slopes(table: pd.DataFrame, spec: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Slopes on crowding m/d: over m at fixed width (C05), and over width at fixed m."""
+    """Slopes on crowding m/d, over m at fixed width and over width at fixed m, of both kinds of weights and of their
+    paired differences (the same cells on both sides).
+    """
     base = spec["base"]
     rows = []
     for over, fixed in (("m", "d"), ("d", "m")):
@@ -292,9 +308,9 @@ def _slopes(table: pd.DataFrame, spec: Mapping[str, Any]) -> list[dict[str, obje
             (table[fixed] == base[fixed])
             & (table.s == base["s"])
             & (table.depth == base["depth"])
-            & table.network.isin(["trained", "init"])
-            & table.target.isin(list(TARGETS))
-            & table.score.isin(["accuracy", "interaction_ratio"])
+            & table.network.isin(["trained", "init", "trained - init"])
+            & table.target.isin([*TARGETS, "xor_computed - xor_uncomputed"])
+            & table.score.isin(["accuracy", "interaction", "interaction_ratio"])
         ]
         for (_, _, score), group in chosen.groupby(["network", "target", "score"], sort=True):
             crowding = group.m.to_numpy() / group.d.to_numpy()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 CHUNK = 32  # optimiser steps whose inputs are drawn at once: one call a network instead of one a network and step
@@ -63,7 +63,8 @@ def train_stack(
         learning_rate: one value, or one a network [N].
         frozen: parameter name -> for each network, whether that parameter stays at its initial value.
 
-    A run is marked as diverged where its loss is not finite at some step, or ends above twice its first value
+    A run is marked as diverged where its loss is not finite at some step, where a parameter is not finite after the
+    last one, or where the loss ends above twice its first value
     (a run that starts at its optimum, such as the zero output of a collapsed loss, wavers a little above it).
     """
     weights = {name: value.detach().clone().requires_grad_(True) for name, value in parameters.items()}
@@ -98,13 +99,24 @@ def train_stack(
                 scale = second_moment[name].sqrt().div_(correction).add_(tiny)
                 weight.sub_(first_moment[name].div(scale).mul_(rates[name] * (decay / (1 - beta1 ** (step + 1)))))
                 weight.grad = None
-    reasons = tuple(_reason(at, start, end) for at, start, end in zip(failed_at, first, last, strict=True))
+    reasons = tuple(
+        _reason(at, start, end, bool(finite))
+        for at, start, end, finite in zip(failed_at, first, last, _finite(weights), strict=True)
+    )
     return TrainedStack({name: weight.detach() for name, weight in weights.items()}, first, last, reasons)
 
 
-def _reason(failed_at: Tensor, first: Tensor, last: Tensor) -> str:
+def _finite(parameters: Mapping[str, Tensor]) -> Bool[Tensor, "N"]:
+    """Of every network, whether all its parameters are finite: no loss sees what the last update made."""
+    each = [torch.isfinite(value.detach()).flatten(1).all(dim=1) for value in parameters.values()]
+    return torch.stack(each).all(dim=0).cpu()
+
+
+def _reason(failed_at: Tensor, first: Tensor, last: Tensor, finite: bool) -> str:
     if failed_at >= 0:
         return f"diverged: the loss is not finite at step {int(failed_at)}"
+    if not finite:
+        return "diverged: a parameter is not finite after the last step"
     if last > 2 * first:
         return f"diverged: the loss rose from {float(first):.3g} to {float(last):.3g}"
     return ""
