@@ -86,8 +86,8 @@ environment:
 	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; \
 	  exit 1; }; \
 	echo "  torch (several GB where pip takes the CUDA build)"; \
-	"$(BIN)/python" -m pip install --quiet -r envs/torch.txt; \
+	"$(BIN)/python" -m pip install --quiet --quiet -r envs/torch.txt; \
 	echo "  everything else"; \
-	"$(BIN)/python" -m pip install --quiet --no-deps --require-hashes -r requirements.lock; \
+	"$(BIN)/python" -m pip install --quiet --quiet --no-deps --require-hashes -r requirements.lock; \
 	"$(BIN)/python" -m pip check >$(VENV)/pip-check.txt || { cat $(VENV)/pip-check.txt >&2; exit 1; }; \
 	echo "$$wanted" >$(VENV)/.installed

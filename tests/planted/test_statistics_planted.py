@@ -194,7 +194,9 @@ class TestTwoWayCoverage:
         bias = np.clip(0.5 + 0.2 * rng.standard_normal((60, 800)), 0, 1)[items]
         share = np.where((cells == 0)[:, None], bias, 0.95)
         right = (rng.random(share.shape) < share).astype(float)
-        worst = statistics.worst_cell(right, cells, statistics.two_way_weights(items, None, 500, rng))
+        _, worst = statistics.cell_bootstrap(
+            right, np.repeat(cells[:, None], right.shape[1], axis=1), statistics.two_way_weights(items, None, 500, rng)
+        )
         assert (worst.lower > 0.5).sum() <= false_positives_at_most(0.025, 800)
         assert (worst.upper < 0.5).sum() <= false_positives_at_most(0.025, 800)
 

@@ -60,9 +60,24 @@ def probes(design):
 
 @pytest.fixture(scope="module")
 def health():
-    row = {**tables.NOT_APPLICABLE, "model": "two", "revision": "step4", "step": 4, "design": "f", "n_texts": 8, "n_groups": 1}
+    row = {
+        **tables.NOT_APPLICABLE,
+        "model": "two",
+        "revision": "step4",
+        "step": 4,
+        "design": "f",
+        "n_texts": 8,
+        "n_groups": 1,
+    }
     return tables.frame(
-        {**row, "weights": weights, "seed": seed, "layer": layer, "score": "collapsed", "estimate": float(weights == "init")}
+        {
+            **row,
+            "weights": weights,
+            "seed": seed,
+            "layer": layer,
+            "score": "collapsed",
+            "estimate": float(weights == "init"),
+        }
         for weights, seed, layer in itertools.product(("init", "spectrum"), (0, 1), (0, 1))
     )
 

@@ -60,6 +60,7 @@ def test_cells_that_cannot_be_solved_are_in_the_table():
     interpolated = cells[(cells.readout == "least_squares") & (cells.d == 30)]
     assert (interpolated.excluded == 2).all()
     assert interpolated.reason.str.contains("interpolation: 30 neurons").all()
+    assert {"max_error", "rms_error"} <= set(interpolated.score)
     cheap = cells[cells.readout == "cheapest"]
     assert (cheap.excluded == 2).all()
     assert cheap.reason.str.contains("1 of 1 pairs: linear programme: infeasible").all()

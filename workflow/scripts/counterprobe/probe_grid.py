@@ -10,7 +10,7 @@ Scores, per target (level = the value without any information):
     accuracy (.5), balanced_accuracy (.5), auroc (.5)   a logit of |z| < 1e-5 is a tie and counts one half
     bits (0)          1 − held-out log-loss in bits: what the probe tells of the label; it has no ceiling at perfect
                       accuracy and falls below 0 where the probe is confidently wrong
-    cell_01, ... (.5) accuracy on the texts of one cell of a factor, or of the two factors of a pair (design order)
+    cell_01, ... (.5) accuracy on the texts of one cell of the two factors of a pair (design order, 1 = True)
     worst_cell (.5)   the lowest of these: its lower end is above .5 only for what goes beyond an OR
     margin (0)        mean signed distance y(w·x + b)/‖w‖ from the boundary, in units of the activations
     inner_bits        bits on the inner folds: what layers are chosen by, never reported as a result
@@ -360,34 +360,37 @@ def score_rows(
             for score, (level, interval) in named.items():
                 at = level[place] if isinstance(level, np.ndarray) else level
                 yield {**row, "score": score, "level": at, **_ends(interval, place)}
-            if full and targets[column].count("^") <= 1:
-                yield from cell_rows(correct[:, [place]], design, targets[column], tested, weights, common, row)
+        pairs = [place for place, column in enumerate(columns) if targets[column].count("^") == 1]
+        if full and pairs:
+            row = {**site, "n_texts": int(tested.sum()), "n_groups": units}
+            names = [targets[columns[place]] for place in pairs]
+            yield from cell_rows(correct[:, pairs], design, names, tested, weights, common, row)
 
 
 def cell_rows(
-    correct: Float[np.ndarray, "n 1"],
+    correct: Float[np.ndarray, "n k"],
     design: Design,
-    target: str,
+    pairs: Sequence[str],
     tested: Bool[np.ndarray, " n"],
     weights: Float[np.ndarray, "R n"],
     common: Mapping[str, Any],
     row: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Accuracy on each cell of the target's own factors, and on the worst of them."""
-    factors = target.split("^")
-    bits = np.stack([design.factors[factor][tested] for factor in factors], axis=1)
-    cells = bits @ (1 << np.arange(len(factors)))
-    for cell in np.unique(cells):
-        here = cells == cell
-        interval = statistics.bootstrap(correct[here], weights[:, here], **common)
-        name = "".join(str(cell >> i & 1) for i in range(len(factors)))
-        yield {**row, "score": f"cell_{name}", "level": 0.5, **_ends(interval)}
-    yield {
-        **row,
-        "score": "worst_cell",
-        "level": 0.5,
-        **_ends(statistics.worst_cell(correct, cells, weights, **common)),
-    }
+    """Accuracy on each of the four cells of a pair's two factors, and on the worst of them."""
+    cells = np.stack(
+        [
+            sum(design.factors[factor][tested].astype(np.int64) << i for i, factor in enumerate(pair.split("^")))
+            for pair in pairs
+        ],
+        axis=1,
+    )
+    each, worst = statistics.cell_bootstrap(correct, cells, weights, **common)
+    for place, pair in enumerate(pairs):
+        here = {**row, "target": pair, "level": 0.5}
+        for cell in range(4):
+            ends = Interval(each.estimate[place], each.lower[place], each.upper[place])
+            yield {**here, "score": f"cell_{cell & 1}{cell >> 1}", **_ends(ends, cell)}
+        yield {**here, "score": "worst_cell", **_ends(worst, place)}
 
 
 def contrast_rows(

@@ -159,30 +159,31 @@ def balanced_bootstrap(
     return Interval(estimate, ends[0], ends[1])
 
 
-def worst_cell(
+def cell_bootstrap(
     values: Float[np.ndarray, "n K"],
-    cells: Int[np.ndarray, "n"],
+    cells: Int[np.ndarray, "n K"],
     weights: Float[np.ndarray, "R n"],
     confidence: float = 0.95,
     units: int | None = None,
-) -> Interval:
-    """The lowest of the cells' means, with an interval built so that its ends mean what a verdict needs.
+) -> tuple[Interval, Interval]:
+    """Means of each column over the texts of each of its cells [K, C], and the lowest of them [K].
 
-    lower is the lowest of the cells' own lower bounds, so `lower > level` holds if and only if the lower
-    bound of EACH cell lies above that level (an intersection-union test: no correction for the number of
-    cells is due). upper is the lowest of the cells' upper bounds at (1 - confidence) / 2 / cells, for there
-    the cell is picked after looking. Percentiles of the resampled minimum would be no interval at all: they
-    are biased downwards.
+    `cells` numbers the cells of each column from 0. The interval of the lowest is built so that its ends mean what a
+    verdict needs: its lower end is the lowest of the cells' own lower bounds, so `lower > level` holds if and only if
+    the lower bound of EACH cell lies above that level (an intersection-union test: no correction for the number of
+    cells is due). Its upper end is the lowest of the cells' upper bounds at (1 - confidence) / 2 / cells, for there
+    the cell is picked after looking. Percentiles of the resampled minimum would be no interval at all: they are
+    biased downwards.
     """
-    present = np.unique(cells)
-    tail = (1 - confidence) / len(present)
-    each = [bootstrap(values[cells == c], weights[:, cells == c], confidence, units) for c in present]
-    strict = [bootstrap(values[cells == c], weights[:, cells == c], 1 - tail, units) for c in present]
-    return Interval(
-        np.min([interval.estimate for interval in each], axis=0),
-        np.min([interval.lower for interval in each], axis=0),
-        np.min([interval.upper for interval in strict], axis=0),
+    n_cells = int(cells.max()) + 1
+    apart = np.where(cells[:, :, None] == np.arange(n_cells), values[:, :, None], np.nan).reshape(len(values), -1)
+    each = bootstrap(apart, weights, confidence, units)
+    strict = bootstrap(apart, weights, 1 - (1 - confidence) / n_cells, units)
+    estimate, lower, upper, strict_upper = (
+        end.reshape(-1, n_cells) for end in (each.estimate, each.lower, each.upper, strict.upper)
     )
+    lowest = Interval(*(np.nanmin(end, axis=1) for end in (estimate, lower, strict_upper)))
+    return Interval(estimate, lower, upper), lowest
 
 
 def auroc_bootstrap(

@@ -20,9 +20,9 @@ Two explanations of an XOR that nobody asked for, and where they part:
                    computed, more than where nothing of them is, and the more so the more ROOM there is; with
                    a read-off that errs by e on AND, XOR = x + y - 2 AND is read with error 2e.
 
-`PREDICTIONS` is what each says of every measured quantity, signs written down before the measurement. A quantity
-decides between them only where both say something and the signs differ; it is judged at the base cell, and
-cells with more room are shown as such. A sign 0 is an interval inside ± `CHANCE_MARGIN`.
+`PREDICTIONS` is what each says of every measured quantity: signs, our reading of the two explanations, with nothing
+fitted. A quantity decides between them only where both say something and the signs differ; it is judged at the
+base cell, and cells with more room are shown as such. A sign 0 is an interval inside ± `CHANCE_MARGIN`.
 
 A criterion is judged with these guards. A ratio of two errors says nothing where both networks fail, so C41
 decides only where the trained network's maximal error is surely below that of the best affine read-off of the

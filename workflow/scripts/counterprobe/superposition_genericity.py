@@ -31,9 +31,11 @@ f)/f for a share f of ones, so that ones and zeros weigh the same). ANDs of spar
 unweighted low q has its optimum at or near the zero output: `collapsed` is the share of pairs whose output
 averages below 1/4 over inputs where it should be 1, `output_on_ones` that average itself.
 
-Pitfalls: as many neurons as inputs interpolate anything, which is no computation: such cells are excluded.
-The maximum of an indicator read-off is over sampled pairs and inputs, so it can only grow with more of them;
-that of least squares and of the trained networks is over all pairs and all sparse inputs.
+Pitfalls: a ratio of two errors near 1 is no evidence where both layers fail, so errors are kept beside ratios
+and a ratio is judged only where the trained layer beats the affine read-off. As many neurons as inputs
+interpolate anything, which is no computation: such cells are excluded. The maximum of an indicator read-off is
+over sampled pairs and inputs, so it can only grow with more of them; that of least squares and of the trained
+networks is over all pairs and all sparse inputs.
 """
 
 from collections.abc import Callable, Mapping, Sequence

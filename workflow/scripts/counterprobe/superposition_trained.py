@@ -20,7 +20,7 @@ Read at the last residual stream; what Hoagy's and Newgas's explanations predict
 All networks of one depth are one stack (`superposition_training`), whatever their m, d, s and seed.
 
 Pitfalls. Networks that have not learned the task prove nothing: a trained network whose `rms_error` (ones and
-zeros counted alike; 1/2 without any information, 1/4 of the best affine read-off of the inputs) is not below
+zeros counted alike; 1/2 without any information, 1/4 of the minimax affine read-off of all inputs) is not below
 `learned` is left out of every score of an XOR, for that reason; its initialisation stays. Crowding m/d is varied
 in two ways, and neither is clean: with m, the number of live pairs stays s, so that the rate s/m of each pair, the
 share of ones in the task and the number of live pairs beside the probed ones, s (m - 4)/m, all change; with d, the
