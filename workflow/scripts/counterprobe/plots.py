@@ -174,7 +174,7 @@ def draw_ladder(rows: pd.DataFrame, design: designs.Design) -> Figure:
             axis.errorbar(
                 row.estimate,
                 0,
-                xerr=[[row.estimate - row.lower], [row.upper - row.estimate]],
+                xerr=whiskers(row)[:, None],
                 fmt="*",
                 markersize=9,
                 color=BLACK,
@@ -243,7 +243,7 @@ def draw_leak(rows: pd.DataFrame, design: designs.Design) -> Figure:
             axis.errorbar(
                 np.arange(len(targets)) + offset,
                 mean.estimate,
-                yerr=[mean.estimate - mean.lower, mean.upper - mean.estimate],
+                yerr=whiskers(mean),
                 fmt=marker,
                 color=colour,
                 markersize=5,
@@ -328,6 +328,11 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
     sns.despine(figure)
     figure.tight_layout()
     return figure
+
+
+def whiskers(rows: pd.DataFrame | pd.Series) -> np.ndarray:
+    """Lengths of the two arms of each interval; a percentile interval that misses its estimate has an arm of none."""
+    return np.maximum([rows.estimate - rows.lower, rows.upper - rows.estimate], 0.0)
 
 
 def ordered_revisions(rows: pd.DataFrame) -> list[str]:

@@ -132,7 +132,7 @@ def bootstrap(
         else:
             count = weights @ known[:, block].astype(np.float32)
         parts.append(_quantiles(_ratio(total, count), lower, upper))
-    ends = np.concatenate(parts, axis=1) if parts else np.empty((2, 0))
+    ends = _rounded(parts)
     return Interval(_ratio(np.nansum(values, axis=0), known.sum(axis=0)), ends[0], ends[1])
 
 
@@ -155,7 +155,7 @@ def balanced_bootstrap(
             draws = draws + _ratio(weights @ (filled[:, block] * shown), weights @ shown) / 2
             estimate[block] += _ratio((filled[:, block] * shown).sum(axis=0), shown.sum(axis=0)) / 2
         parts.append(_quantiles(draws, lower, upper))
-    ends = np.concatenate(parts, axis=1) if parts else np.empty((2, 0))
+    ends = _rounded(parts)
     return Interval(estimate, ends[0], ends[1])
 
 
@@ -541,6 +541,12 @@ def _quantiles(draws: Float[np.ndarray, "R K"], lower: float, upper: float) -> F
     columns = np.ascontiguousarray(draws.T)
     quantile = np.nanquantile if np.isnan(columns).any() else np.quantile
     return quantile(columns, (lower, upper), axis=1)
+
+
+def _rounded(parts: Sequence[np.ndarray]) -> Float[np.ndarray, "2 K"]:
+    # Sums are float32: without rounding, an accuracy of 1 in every draw has ends at 1.0000001.
+    ends = np.concatenate(parts, axis=1) if parts else np.empty((2, 0))
+    return np.round(ends.astype(np.float64), 6)
 
 
 def _signs(labels: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

@@ -1,0 +1,39 @@
+"""The embedded model of the default experiment, trained: what it needs it has, and had not before training."""
+
+import pytest
+import yaml
+
+from counterprobe import tables
+
+LITTLE = {
+    "experiment": "needed",
+    "run": {"models": ["embedded"], "designs": ["factorial"], "controls": [], "last_only": [], "toys": []},
+    "activations": {"positions": ["last"], "primary_position": "last", "bos": [False]},
+    "probes": {"kinds": ["logistic"], "shuffles": 2, "control_tasks": 2},
+}
+
+
+@pytest.mark.slow
+def test_the_needed_xor_is_learned_and_was_not_there_before(fresh_checkout):
+    checkout = fresh_checkout()
+    config = yaml.safe_load((checkout.root / "config.yaml").read_text())
+    last = f"step{config['models']['embedded']['training']['steps']}"
+    (checkout.root / "needed.yaml").write_text(
+        yaml.safe_dump({**LITTLE, "models": {"embedded": {"revisions": ["step0", last]}}})
+    )
+    checkout.run("--configfile", "needed.yaml", "--until", "gather_probes", "gather_behaviour")
+    probes = tables.read(checkout.root / "results/needed/tables/probes.parquet")
+    truth = probes[
+        (probes.target == "negated^match")
+        & (probes.score == "accuracy")
+        & (probes.probe == "logistic")
+        & (probes.control == "none")
+        & (probes.representation == "activations")
+        & (probes.protocol == "carriers")
+        & (probes.layer == -1)
+    ].set_index("revision")
+    assert truth.estimate[last] >= 0.95
+    assert truth.lower["step0"] <= 0.5 <= truth.upper["step0"] + 0.02
+    behaviour = tables.read(checkout.root / "results/needed/tables/behaviour.parquet")
+    answers = behaviour[(behaviour.target == "negated^match") & (behaviour.score == "accuracy")].set_index("revision")
+    assert answers.estimate[last] > 0.99
