@@ -24,7 +24,7 @@ def test_the_example_of_the_readme(shared, fresh_checkout):
     checkout.run("--configfile", "config/own-model.yaml", "tests/workflow/own-model-small.yaml")
     probes = tables.read(checkout.root / PROBES.format("own-model-small"))
     read = probes[(probes.score == "accuracy") & (probes.control == "none") & (probes.representation == "activations")]
-    assert set(read.target) == {"truth", "negated", "truth^negated"}
+    assert set(read.target) == {"negated", "truth", "negated^truth"}
     assert set(read.protocol) == {"items"}
     assert set(read.weights) == {"trained", "init"}
     negated = read[(read.target == "negated") & (read.weights == "trained") & (read.layer == 5)]
