@@ -157,11 +157,12 @@ def test_label_controls(store, design, grid):
 
 def test_every_fold_chooses_its_own_layer_and_only_by_its_inner_folds():
     n, folds = 12, np.repeat([0, 1], 6)
+    done = np.ones((2, 1), bool)
 
     def layer(value, inner):
         filled = np.full((n, 1), float(value))
         return probe_grid.HeldOut(
-            filled, filled, filled, filled, folds, np.array(inner)[:, None], np.full((2, 1), float(value))
+            filled, filled, filled, filled, folds, np.array(inner)[:, None], np.full((2, 1), float(value)), done
         )
 
     chosen = probe_grid.choose_layers([layer(0, [0.1, 0.5]), layer(1, [0.3, 0.2])])

@@ -21,7 +21,7 @@ texts: which tokens realise a factor, how many there are, which of them training
     held_out            whether the split holds out any factor of a target; if not, it is not testable there
     minimal_detectable  smallest ‖δ‖ that the sign-flip test of `statistics` finds nine times in ten, in
     standard
-                        deviations within a cell, for this design's items, carriers and d dimensions
+                        deviations within a cell, for this design's items, carriers and several widths d
 
 Verdicts: ok; information; flagged (say it beside the number); baseline (tokens alone read the target:
 compare with that, not with .5); not testable; expected leak (under a protocol that is configured for its
@@ -50,6 +50,8 @@ from counterprobe.splits import Fold
 COLUMNS = ("design", "protocol", "target", "check", "value", "level", "verdict", "message")
 ENOUGH_CARRIERS = 8
 PUBLISHED = "published"
+# Dimensions of small, middling and large models, for the smallest effect that could be found.
+WIDTHS = (128, 768, 4096)
 # One published split tests on a fifth of the rows; four of them see most items.
 PUBLISHED_SPLITS = 4
 # Ridge on one-hot tokens: small against a token's share of the texts, so that single items can be memorised.
@@ -104,7 +106,7 @@ def audit(
     design: Design,
     protocols: Sequence[str] = ("carriers", "items"),
     *,
-    d: int = 128,
+    widths: Sequence[int] = WIDTHS,
     n_folds: int = 4,
     seed: int = 0,
     expected_leaks: Sequence[str] = (PUBLISHED,),
@@ -112,8 +114,8 @@ def audit(
     """Everything above for one design under its configured protocols. Logs what is not ok; raises nothing
     for it.
 
-    d: dimensions that the minimal detectable effect is computed for (a model's participation ratio, or its
-    width as the cautious choice). expected_leaks: protocols that were configured to show their leak; it is
+    widths: dimensions that the minimal detectable effect is computed for; no model is known yet, and one whose
+    activations fill few dimensions is nearer to the smallest. expected_leaks: protocols that were configured to show their leak; it is
     reported, not refused. UserError where a protocol is unknown or cannot be dealt at all (fewer items than
     folds).
     """
@@ -132,7 +134,7 @@ def audit(
             rows += _tokens(design, protocol, words, present, by_target, realised, promised)
             rows += _held_out(design, protocol, words, present, by_target, realised)
             rows += _look_ups(design, protocol, words, present, by_target, realised)
-            rows += _detectable(design, protocol, realised, d)
+            rows += _detectable(design, protocol, realised, widths)
         rows += _additive(design, protocol, present, by_target, realised, promised, leak)
     findings = pd.DataFrame([{"design": design.name, **row} for row in rows], columns=list(COLUMNS))
     _log(findings, designs.canonical(design, "^".join(design.primary)))
@@ -357,7 +359,7 @@ def _additive(
 
 
 def _detectable(
-    design: Design, protocol: str, realised: Mapping[str, Realisers], d: int
+    design: Design, protocol: str, realised: Mapping[str, Realisers], widths: Sequence[int]
 ) -> Iterator[dict[str, object]]:
     from counterprobe import statistics
 
@@ -371,12 +373,16 @@ def _detectable(
                 for f in factors
                 if realised[f].found and realised[f].fewest >= ENOUGH_CARRIERS
             ]
-        norm = statistics.minimal_detectable(n_items, len(design.texts) // n_items, len(factors), d, min(units))
+        norms = [
+            statistics.minimal_detectable(n_items, len(design.texts) // n_items, len(factors), width, min(units))
+            for width in widths
+        ]
+        sizes = ", ".join(f"{norm:.2f} at d = {width}" for norm, width in zip(norms, widths, strict=True))
         message = (
-            f"{target}: ‖δ‖ ≥ {norm:.2f} within-cell standard deviations is found nine times in ten "
-            f"({n_items} items in {min(units)} units, d = {d})"
+            f"{target}: ‖δ‖ in within-cell standard deviations that is found nine times in ten: {sizes} "
+            f"({n_items} items in {min(units)} units)"
         )
-        yield _row(protocol, target, "minimal_detectable", norm, np.nan, "information", message)
+        yield _row(protocol, target, "minimal_detectable", norms[0], np.nan, "information", message)
 
 
 def _log(findings: pd.DataFrame, primary: str) -> None:

@@ -82,10 +82,10 @@ def select_accuracy(
 ) -> pd.DataFrame:
     """Accuracy of the reference probe on the shown targets of one model and design, without label controls.
 
-    Layer -1 stands for the layer that each fold chose on its own inner folds.
+    Balanced accuracy where a feature is rare. Layer -1 stands for the layer that each fold chose on its own inner folds.
     """
     return probes[
-        (probes.score == "accuracy")
+        (probes.score == ("balanced_accuracy" if design.priors else "accuracy"))
         & (probes.probe == "logistic")
         & (probes.control == "none")
         & (probes.representation == "activations")

@@ -20,6 +20,8 @@ the target's own best penalty it would be favoured).
     token_embeddings    the mean input embedding of the tokens read: data without a model. `bits_beyond_tokens` is
                         bits(tokens and activations) − bits(tokens), conditional V-information (Hewitt et al. 2021,
                         arXiv 2109.09234).
+
+Where the design has a rare feature these rows are balanced accuracies, and random labels keep the prior.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,15 +194,29 @@ def _shuffled(
         [label_controls.shuffled_within_items(labels, design.items, rng) for _ in range(repeats)], axis=1
     )
     y = torch.as_tensor(shuffled, device=features.device)
+    fair = in_balance(shuffled, design)
     mean = np.full(labels.shape, np.nan)
     for index, fold in enumerate(folds):
         fit = probe_grid.fit_probe(
             features[fold.train], y[fold.train], REFERENCE, np.tile(real.penalties[index], repeats)
         )
         correct = probes.score_texts(fit, features[fold.test], y[fold.test]).correct.cpu().numpy()
-        mean[fold.test] = correct.reshape(len(fold.test), repeats, n_labels).mean(axis=1)
-    row = {**site, "control": "shuffled", "score": "accuracy", "level": 0.5}
+        mean[fold.test] = (correct * fair[fold.test]).reshape(len(fold.test), repeats, n_labels).mean(axis=1)
+    row = {**site, "control": "shuffled", "score": score_name(design), "level": 0.5}
     yield from _paired(mean, resampling, list(designs.targets(design)), row)
+
+
+def score_name(design: Design) -> str:
+    """Accuracy says little of a label that is nearly always False."""
+    return "balanced_accuracy" if design.priors else "accuracy"
+
+
+def in_balance(labels: Bool[np.ndarray, "n K"], design: Design) -> Float[np.ndarray, "n K"]:
+    """Weights that turn a mean of right answers into what `score_name` says: 1, or one half for either class."""
+    if not design.priors:
+        return np.ones(labels.shape)
+    share = labels.mean(axis=0)
+    return 0.5 / np.where(labels, share, 1 - share)
 
 
 def _control_tasks(
@@ -212,19 +228,20 @@ def _control_tasks(
     )
     rng = np.random.default_rng([settings["seed"], 3])
     for factor in design.carriers:
+        prior = design.priors.get(factor, 0.5)
         drawn = np.stack(
-            [label_controls.control_task(design, factor, rng) for _ in range(settings["control_tasks"])],
+            [label_controls.control_task(design, factor, rng, prior) for _ in range(settings["control_tasks"])],
             axis=1,
         )
         held_out = probe_grid.cross_validate(features, drawn, folds, settings["penalties"], REFERENCE)
-        accuracy = np.nanmean(held_out.correct, axis=0)
+        accuracy = np.nanmean(held_out.correct * in_balance(drawn, design), axis=0)
         interval = statistics.t_interval(accuracy)
         yield {
             **site,
             "target": factor,
             "protocol": "items",
             "control": "control_task",
-            "score": "accuracy",
+            "score": score_name(design),
             "level": 0.5,
             "estimate": float(interval.estimate),
             "lower": float(interval.lower),
@@ -253,8 +270,8 @@ def _without_the_feature(
             held_out = probe_grid.cross_validate(
                 features, label, folds, settings["penalties"], REFERENCE, take_away(design, target)
             )
-            correct[:, targets.index(target)] = held_out.correct[:, 0]
-        row = {**site, "representation": kind, "score": "accuracy", "level": 0.5}
+            correct[:, targets.index(target)] = held_out.correct[:, 0] * in_balance(label, design)[:, 0]
+        row = {**site, "representation": kind, "score": score_name(design), "level": 0.5}
         yield from _paired(correct, resampling, targets, row, only=pairs)
     for target in pairs:
         yield {
@@ -296,7 +313,7 @@ def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
     """Erase the target's own factors by LEACE, fitted on the training part only."""
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+    concepts = factor_values(design, target)
 
     def prepare(train: Tensor, test: Tensor, train_rows: np.ndarray, test_rows: np.ndarray) -> tuple[Tensor, Tensor]:
         # float64: the eraser inverts a covariance, and the null it promises is exact only as far as that is.
@@ -306,6 +323,11 @@ def _less_the_factors(design: Design, target: str) -> probe_grid.Prepare:
     return prepare
 
 
+def factor_values(design: Design, target: str) -> Float[Tensor, "n k"]:
+    """The factors of a target as the concepts that LEACE erases, float64."""
+    return torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
+
+
 def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -> float:
     """Share of ‖δ‖² of a pair that LEACE of its two factors removes, 1 − ‖(I − P)δ‖² / ‖δ‖², by the U-statistic.
 
@@ -313,9 +335,8 @@ def delta_removed(features: Float[Tensor, "n d"], design: Design, target: str) -
     """
     from concept_erasure import LeaceEraser
 
-    concepts = torch.as_tensor(np.stack([design.factors[f] for f in target.split("^")], axis=1), dtype=torch.float64)
     x = features.double()
-    erased = LeaceEraser.fit(x, concepts.to(x.device))(x)
+    erased = LeaceEraser.fit(x, factor_values(design, target).to(x.device))(x)
     before, after = (
         statistics.interaction_norm(statistics.walsh_contrasts(part.cpu().numpy(), design, [target]))
         for part in (x, erased)

@@ -53,7 +53,8 @@ class HeldOut:
     """What probes say of the texts that were held out from them, one column a label.
 
     correct (0, ½, 1), bits, margin and decision are [n, K], NaN where a text was never held out and means where it was
-    held out several times; fold [n] is the fold that held it out, −1 where none did. inner_bits, penalties [F, K].
+    held out several times; fold [n] is the fold that held it out, −1 where none did. inner_bits, penalties [F, K];
+    converged [F, K] is False where the solver gave up on a fold's probe.
     """
 
     correct: Float[np.ndarray, "n K"]
@@ -63,6 +64,7 @@ class HeldOut:
     fold: Int[np.ndarray, " n"]
     inner_bits: Float[np.ndarray, "F K"]
     penalties: Float[np.ndarray, "F K"]
+    converged: Bool[np.ndarray, "F K"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def choose_layers(layers: Sequence[HeldOut]) -> HeldOut:
     def pick(name: str) -> Float[np.ndarray, "n K"]:
         return np.take_along_axis(np.stack([getattr(layer, name) for layer in layers]), of_text[None], axis=0)[0]
 
-    def pick_fold(name: str) -> Float[np.ndarray, "F K"]:
+    def pick_fold(name: str) -> np.ndarray:
         return np.take_along_axis(np.stack([getattr(layer, name) for layer in layers]), best[None], axis=0)[0]
 
     return HeldOut(
@@ -155,6 +157,7 @@ def choose_layers(layers: Sequence[HeldOut]) -> HeldOut:
         fold=fold,
         inner_bits=pick_fold("inner_bits"),
         penalties=pick_fold("penalties"),
+        converged=pick_fold("converged"),
     )
 
 
@@ -251,7 +254,8 @@ def published(
     y = torch.as_tensor(np.repeat(labels, PUBLISHED_SPLITS, axis=1), device=features.device)
     mask = torch.as_tensor(train_rows.reshape(n, -1), device=features.device)
     penalty = settings["penalties"][len(settings["penalties"]) // 2]
-    scored = probes.score_texts(probes.logistic(features, y, penalty, weights=mask), features, y)
+    fit = probes.logistic(features, y, penalty, weights=mask)
+    scored = probes.score_texts(fit, features, y)
 
     def mean(values: Tensor) -> Float[np.ndarray, "n K"]:
         held_out = np.where(train_rows, np.nan, values.double().cpu().numpy().reshape(train_rows.shape))
@@ -269,6 +273,7 @@ def published(
         fold=np.zeros(n, dtype=np.int64),
         inner_bits=np.full((1, n_labels), np.nan),
         penalties=np.full((1, n_labels), penalty),
+        converged=fit.converged.cpu().numpy().reshape(n_labels, PUBLISHED_SPLITS).all(axis=1)[None],
     )
 
 
@@ -330,7 +335,10 @@ def score_rows(
     resampling: Resampling,
     site: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """One row per target and score. The reference probe has all scores, others and published splits accuracy only."""
+    """One row per target and score. The reference probe has all scores, others and published splits accuracy only.
+
+    Where a feature is rare all have balanced accuracy as well: accuracy hides what happens to its few texts.
+    """
     full = site["probe"] == REFERENCE and site["protocol"] != PUBLISHED
     for columns, weights, items, carriers in resampling.groups:
         tested = ~np.isnan(held_out.correct[:, columns]).all(axis=1)
@@ -342,12 +350,13 @@ def score_rows(
         # What saying the same of every text reaches: one half where classes are balanced.
         majority = np.maximum(share, 1 - share)
         named = {"accuracy": (majority, statistics.bootstrap(correct, weights, **common))}
+        if full or design.priors:
+            named["balanced_accuracy"] = (0.5, statistics.balanced_bootstrap(correct, truth, weights, **common))
         if full:
             inner = held_out.inner_bits[:, columns].mean(axis=0)
             decisions, fold = held_out.decision[tested][:, columns], held_out.fold[tested]
             named |= {
                 "auroc": (0.5, statistics.auroc_bootstrap(decisions, truth, weights, **common, folds=fold)),
-                "balanced_accuracy": (0.5, statistics.balanced_bootstrap(correct, truth, weights, **common)),
                 "bits": (0.0, statistics.bootstrap(held_out.bits[tested][:, columns], weights, **common)),
                 "margin": (0.0, statistics.bootstrap(held_out.margin[tested][:, columns], weights, **common)),
                 "inner_bits": (
@@ -357,6 +366,9 @@ def score_rows(
             }
         for place, column in enumerate(columns):
             row = {**site, "target": targets[column], "n_texts": int(tested.sum()), "n_groups": units}
+            given_up = int((~held_out.converged[:, column]).sum())
+            if given_up:
+                row["note"] = "; ".join(filter(None, [row["note"], f"not converged in {given_up} folds"]))
             for score, (level, interval) in named.items():
                 at = level[place] if isinstance(level, np.ndarray) else level
                 yield {**row, "score": score, "level": at, **_ends(interval, place)}
@@ -442,6 +454,7 @@ class _Collector:
         self.sums = {name: np.zeros((n, n_labels)) for name in ("correct", "bits", "margin", "decision")}
         self.count = np.zeros((n, 1))
         self.fold = np.full(n, -1)
+        self.converged: list[np.ndarray] = []
 
     def add(
         self,
@@ -456,8 +469,11 @@ class _Collector:
             total[rows] += getattr(scored, name).double().cpu().numpy()
         self.count[rows] += 1
         self.fold[rows] = index
+        self.converged.append(fit.converged.cpu().numpy())
 
     def held_out(self, inner: Float[np.ndarray, "F K"], penalties: Float[np.ndarray, "F K"]) -> HeldOut:
         with np.errstate(invalid="ignore"):
             means = {name: total / np.where(self.count > 0, self.count, np.nan) for name, total in self.sums.items()}
-        return HeldOut(**means, fold=self.fold, inner_bits=inner, penalties=penalties)
+        return HeldOut(
+            **means, fold=self.fold, inner_bits=inner, penalties=penalties, converged=np.stack(self.converged)
+        )

@@ -451,10 +451,14 @@ def _descend(
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """logit = x·directions + intercepts, x in raw activation units, one column a label; float64."""
+    """logit = x·directions + intercepts, x in raw activation units, one column a label; float64.
+
+    converged: False where the solver stopped at its last iteration; closed forms always are.
+    """
 
     directions: Float[Tensor, "d K"]
     intercepts: Float[Tensor, " K"]
+    converged: Bool[Tensor, " K"]
 
 
 def logistic(
@@ -468,7 +472,7 @@ def logistic(
     """The reference probe: `solve` on features standardised by these rows (of any weight), in raw units."""
     standardisation = standardise(features)
     fit = solve(standardisation.apply(features), labels, penalty, weights=weights, names=names)
-    return LinearProbe(*standardisation.raw(fit.coefficients, fit.intercepts))
+    return LinearProbe(*standardisation.raw(fit.coefficients, fit.intercepts), fit.converged)
 
 
 def mass_mean(
@@ -479,7 +483,7 @@ def mass_mean(
     Its logits are no log-odds. UserError where a column has one class.
     """
     difference, midpoint, _ = _class_means(features, labels, names)
-    return LinearProbe(difference, -(midpoint * difference).sum(0))
+    return _closed_form(difference, midpoint)
 
 
 def lda(
@@ -506,7 +510,7 @@ def lda(
     largest = total.diagonal().max()
     if largest == 0:
         # All texts alike, as at the embedding of a token that they all share: there is no direction to find.
-        return LinearProbe(torch.zeros_like(difference), torch.zeros_like(positive))
+        return _closed_form(torch.zeros_like(difference), midpoint)
     total.diagonal().add_(ridge * total.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(total)
     # Rounding alone can carry a singular matrix through; its pivots show it.
@@ -514,7 +518,13 @@ def lda(
         raise UserError(f"lda: the covariance of {d} features over {n} texts is singular; use a ridge > 0")
     solved = torch.cholesky_solve(difference, factor)
     directions = solved / (1 - positive * (1 - positive) * (difference * solved).sum(0))
-    return LinearProbe(directions, -(midpoint * directions).sum(0))
+    return _closed_form(directions, midpoint)
+
+
+def _closed_form(directions: Float[Tensor, "d K"], midpoint: Float[Tensor, "d K"]) -> LinearProbe:
+    """The boundary goes through the midpoint of the class means."""
+    converged = torch.ones(directions.shape[1], dtype=torch.bool, device=directions.device)
+    return LinearProbe(directions, -(midpoint * directions).sum(0), converged)
 
 
 def _class_means(
@@ -557,30 +567,3 @@ def score_texts(probe: LinearProbe, features: Float[Tensor, "n d"], labels: Bool
     bits = 1 - torch.nn.functional.softplus(-signed) / math.log(2)
     length = probe.directions.norm(dim=0)
     return TextScores(decision, correct, bits, torch.where(length > 0, signed / length, 0.0))
-
-
-def balanced_accuracy(correct: Float[Tensor, "n K"], labels: Bool[Tensor, "n K"]) -> Float[Tensor, " K"]:
-    """Mean of the accuracies of the two classes; NaN where a column has one class."""
-    positive = labels.double()
-    n_positive = positive.sum(0)
-    right_positive = (correct * positive).sum(0)
-    right_negative = correct.sum(0) - right_positive
-    return (right_positive / n_positive + right_negative / (len(labels) - n_positive)) / 2
-
-
-def auroc(decisions: Float[Tensor, "n K"], labels: Bool[Tensor, "n K"]) -> Float[Tensor, " K"]:
-    """P(logit of a positive > of a negative) + ½ P(equal), by mid-ranks; NaN where a column has one class."""
-    values, order = decisions.sort(0)
-    n = len(values)
-    ranks = torch.arange(1, n + 1, device=values.device)[:, None].expand_as(values)
-    starts = torch.ones_like(values, dtype=torch.bool)
-    starts[1:] = values[1:] != values[:-1]
-    ends = torch.ones_like(starts)
-    ends[:-1] = starts[1:]
-    # A run of equal logits shares the mean of its first rank (the latest start) and its last (the next end).
-    first = torch.where(starts, ranks, 0).cummax(0).values
-    last = torch.where(ends, ranks, n + 1).flip(0).cummin(0).values.flip(0)
-    positive = labels.gather(0, order)
-    n_positive = positive.sum(0).double()
-    rank_sum = ((first + last) * positive).sum(0) / 2
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))
