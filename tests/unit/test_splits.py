@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterprobe import designs, splits, statements
+from counterprobe import designs, planted, splits, statements
 from counterprobe.progress import UserError
 
 RESOURCES = Path(__file__).parents[2] / "workflow" / "resources"
@@ -209,3 +209,12 @@ def test_published_rows_are_random_by_file_and_by_target():
     assert not np.array_equal(folds[3].test, splits.published_split(rax, 3, seed=1).test)
     with pytest.raises(UserError, match="cannot be split"):
         splits.published_split(rax, 0, 0, train_share=0.001)
+
+
+def test_folds_of_the_published_layout_have_as_many_of_either_speaker():
+    design, _, _ = planted.layout(200, 10, 8, 0)
+    # Four texts an item; a test part of few items and names has more left over that could not be dealt evenly.
+    for protocol, tolerance in (("items", 0.02), ("carriers", 0.1)):
+        for fold in splits.folds(design, protocol, 2):
+            for part in (fold.train, fold.test):
+                assert abs(design.factors["speaker"][part].mean() - 0.5) < tolerance

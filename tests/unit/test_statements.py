@@ -28,8 +28,8 @@ PROBED = re.compile(
     r"(?P<suffix>\w+) So that is"
 )
 REST = re.compile(
-    r" (?P<truth>true|false)\. (?P<pronoun>She|He) (?P<verb>denied|claimed) it and saw the (?P<again>\w+)\."
-    r"(?: Answer (?P<answer>up|down)\.)?"
+    r"(?: (?P<answer>up|down))? (?P<truth>true|false)\. "
+    r"(?P<pronoun>She|He) (?P<verb>denied|claimed) it and saw the (?P<again>\w+)\."
 )
 
 
@@ -205,7 +205,7 @@ def test_readouts_continue_the_text_as_the_corpus_does(answer):
         "speaker": " denied it and saw the x.",
         "negated": " it and saw the x.",
         "suffix": ".",
-        "speaker^negated": ".",
+        "speaker^negated": " true. She denied it and saw the x.",
     }
     group = {
         "negated^match": "truth",
@@ -289,14 +289,14 @@ def test_lines_of_the_corpus_say_what_their_words_imply(answer):
         assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(len(answers))
 
 
-def test_twins_get_the_same_lines_up_to_the_answer():
+def test_twins_get_the_same_lines_but_for_the_answer():
     drawn = [
         statements.corpus_texts(world(), CORPUS | {"answer": answer}, 200, np.random.default_rng(1))
         for answer in ("none", "speaker^negated", "coin")
     ]
     for plain, needed, coin in zip(*drawn, strict=True):
-        assert needed.removesuffix(" Answer up.").removesuffix(" Answer down.") == plain
-        assert coin.removesuffix(" Answer up.").removesuffix(" Answer down.") == plain
+        for twin in (needed, coin):
+            assert re.sub(r" is (up|down) ", " is ", twin) == plain
 
 
 def test_draws_of_the_corpus_are_uniform_and_independent():

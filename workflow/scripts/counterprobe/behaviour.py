@@ -29,17 +29,27 @@ def measure(
     model = language_model.load(source, device=device)
     rng = np.random.default_rng(0)
     settings = spec["statistics"]
+    readouts = list(design.readouts.values())
+    odds = {}
+    for bos in spec["activations"]["bos"]:
+        # All read-outs at once: one is asked for on the way to the next.
+        together = language_model.answers(
+            model,
+            tokenizer,
+            [prefix for readout in readouts for prefix in readout.prefixes],
+            [word for readout in readouts for word in readout.positive],
+            [word for readout in readouts for word in readout.negative],
+            bos=bos,
+        )
+        odds[bos] = together.reshape(len(readouts), -1)
     rows = []
-    for target, readout in design.readouts.items():
+    for place, target in enumerate(design.readouts):
         items, carriers = statistics.inference_units(design, target)
         weights = statistics.two_way_weights(items, carriers, settings["resamples"], rng, design.strata)
         units = statistics.fewest_units(items, carriers)
         truth = np.where(designs.parity(design, target), 1.0, -1.0)
         for bos in spec["activations"]["bos"]:
-            odds = language_model.answers(
-                model, tokenizer, readout.prefixes, readout.positive, readout.negative, bos=bos
-            )
-            right = truth * odds
+            right = truth * odds[bos][place]
             for score, values, level in (
                 ("accuracy", (np.sign(right) + 1) / 2, 0.5),
                 ("log_odds", right, 0.0),

@@ -115,8 +115,8 @@ def audit(
     for it.
 
     widths: dimensions that the minimal detectable effect is computed for; no model is known yet, and one whose
-    activations fill few dimensions is nearer to the smallest. expected_leaks: protocols that were configured to show their leak; it is
-    reported, not refused. UserError where a protocol is unknown or cannot be dealt at all (fewer items than
+    activations fill few dimensions is nearer to the smallest. expected_leaks: protocols that were configured to show
+    their leak; it is reported, not refused. UserError where a protocol is unknown or cannot be dealt at all (fewer items than
     folds).
     """
     words, present = _one_hot(design.texts)

@@ -325,34 +325,42 @@ def answers(
     """log P(positive_i | prefix_i) − log P(negative_i | prefix_i) in nats, for the token right after each
     prefix.
 
-    The normaliser cancels, so this is a difference of two logits; the unembedding is applied at the last
-    position only. Prefixes of equal length share a batch of at most `batch_tokens` tokens, so nothing is
-    padded. A candidate is a word; a space is put before it unless it, or the prefix, brings white space
-    along. Raises UserError for a candidate that is not exactly one token after its prefix, a prefix longer
-    than the model's context, and logits that are not finite.
+    The normaliser cancels, so this is a difference of two logits. A model is causal, so a prefix of another
+    prefix is answered in the other's pass; sequences of equal length share a batch of at most `batch_tokens`
+    tokens, so nothing is padded. A candidate is a word; a space is put before it unless it, or the prefix,
+    brings white space along. Raises UserError for a candidate that is not exactly one token after its prefix,
+    a prefix longer than the model's context, and logits that are not finite.
     """
     context = model.config.max_position_embeddings
     encoded = tokenization.encode(tokenizer, prefixes, {}, bos=bos, context=context)
     tokens: dict[str, int] = {}
-    for prefix, ids, pair in zip(prefixes, encoded.ids, zip(positive, negative, strict=True), strict=True):
+    for prefix, *pair in zip(prefixes, positive, negative, strict=True):
         for candidate in pair:
             if candidate not in tokens:
-                tokens[candidate] = _next_token(tokenizer, prefix, ids, candidate, bos=bos)
+                tokens[candidate] = next_token(tokenizer, prefix, candidate)
     right = torch.tensor([tokens[candidate] for candidate in positive])
     wrong = torch.tensor([tokens[candidate] for candidate in negative])
+    answered_in = longest_extensions(encoded.ids)
     by_length: dict[int, list[int]] = {}
-    for index, ids in enumerate(encoded.ids):
-        by_length.setdefault(len(ids), []).append(index)
+    for host in answered_in:
+        by_length.setdefault(len(encoded.ids[host]), []).append(host)
     difference = np.empty(len(prefixes))
     with torch.inference_mode():
-        for length, members in by_length.items():
+        for length, hosts in by_length.items():
             size = max(1, batch_tokens // length)
-            for start in range(0, len(members), size):
-                chosen = members[start : start + size]
-                ids = torch.tensor([encoded.ids[index] for index in chosen], device=model.device)
-                logits = model(ids, use_cache=False, logits_to_keep=1).logits[:, -1].to("cpu", torch.float64)
-                rows = torch.arange(len(chosen))
-                difference[chosen] = (logits[rows, right[chosen]] - logits[rows, wrong[chosen]]).numpy()
+            for start in range(0, len(hosts), size):
+                batch = hosts[start : start + size]
+                rows = np.repeat(np.arange(len(batch)), [len(answered_in[host]) for host in batch])
+                members = np.concatenate([answered_in[host] for host in batch])
+                last = np.array([len(encoded.ids[member]) - 1 for member in members])
+                kept, columns = np.unique(last, return_inverse=True)
+                ids = torch.tensor([encoded.ids[host] for host in batch], device=model.device)
+                # The unembedding is the largest matrix: it is applied where an answer is asked for and nowhere else.
+                positions = torch.as_tensor(kept, device=model.device)
+                logits = model(ids, use_cache=False, logits_to_keep=positions).logits.to("cpu", torch.float64)
+                there = logits[rows, columns]
+                every = torch.arange(len(members))
+                difference[members] = (there[every, right[members]] - there[every, wrong[members]]).numpy()
     broken = np.flatnonzero(~np.isfinite(difference))
     if len(broken):
         raise UserError(
@@ -361,20 +369,31 @@ def answers(
     return difference
 
 
-def _next_token(
-    tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast,
-    prefix: str,
-    prefix_ids: tuple[int, ...],
-    candidate: str,
-    *,
-    bos: bool,
-) -> int:
-    """The token a candidate is after its prefix: tokenised together, as a token often holds the space."""
+def longest_extensions(
+    sequences: Sequence[tuple[int, ...]], owners: Sequence[int] | None = None
+) -> dict[int, list[int]]:
+    """Every sequence under the index of one that begins with it and that no other extends, of the same owner."""
+    under: dict[int, list[int]] = {}
+    keys = [(0 if owners is None else owners[index], ids) for index, ids in enumerate(sequences)]
+    host = -1
+    # In alphabetical order what begins with a sequence follows it at once.
+    for index in sorted(range(len(sequences)), key=keys.__getitem__, reverse=True):
+        owner, ids = keys[index]
+        if host < 0 or keys[host][0] != owner or sequences[host][: len(ids)] != ids:
+            host = index
+        under.setdefault(host, []).append(index)
+    return under
+
+
+def next_token(tokenizer: tokenizers.Tokenizer | PreTrainedTokenizerFast, prefix: str, candidate: str) -> int:
+    """The token a candidate is after its prefix: tokenised together, as a token often holds the space.
+
+    Raises UserError for a candidate that is not exactly one token there.
+    """
     joint = candidate if candidate[:1].isspace() or prefix[-1:].isspace() else f" {candidate}"
-    together = tokenization.encode(tokenizer, [prefix + joint], {}, bos=bos, context=len(prefix_ids) + 64).ids[0]
-    added = len(together) - len(prefix_ids)
-    if together[: len(prefix_ids)] != prefix_ids or added != 1:
-        pieces = [tokenizer.decode([token]) for token in together[len(prefix_ids) :]]
+    alone, together = tokenization.encode(tokenizer, [prefix, prefix + joint], {}, bos=False, context=2**31).ids
+    if together[: len(alone)] != alone or len(together) != len(alone) + 1:
+        pieces = [tokenizer.decode([token]) for token in together[len(alone) :]]
         raise UserError(
             f"the answer {candidate!r} after {prefix!r} is not one token but {pieces}; choose an answer that "
             "this model's tokenizer keeps whole"

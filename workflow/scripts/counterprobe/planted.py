@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from counterprobe import designs, probe_grid, tables
+from counterprobe import designs, probe_grid, statements, tables
 from counterprobe.designs import Design
 
 MODEL = "planted-additive"
@@ -34,10 +34,11 @@ def layout(items: int, classes: int, names: int, seed: int) -> tuple[Design, np.
     match = np.tile([True, True, False, False], items)
     negated = np.tile([False, True], 2 * items)
     row = 2 * item + ~match
-    speaker = rng.permutation(np.arange(2 * items) % 2 == 0)[row]
+    speaker_of_row = rng.permutation(np.arange(2 * items) % 2 == 0)
+    speaker = speaker_of_row[row]
     right = rng.integers(classes, size=items)
     wrong = (right + rng.integers(1, classes, size=items)) % classes
-    pair = rng.permutation(np.arange(items) % names)[item]
+    pair = statements.deal_names(speaker_of_row, names, rng)[item]
     n = len(item)
     design = Design(
         name="planted",

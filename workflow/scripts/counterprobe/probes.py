@@ -468,10 +468,11 @@ def logistic(
     *,
     weights: Float[Tensor, "n K"] | Bool[Tensor, "n K"] | None = None,
     names: Sequence[str] | None = None,
+    tol: float = 1e-4,
 ) -> LinearProbe:
     """The reference probe: `solve` on features standardised by these rows (of any weight), in raw units."""
     standardisation = standardise(features)
-    fit = solve(standardisation.apply(features), labels, penalty, weights=weights, names=names)
+    fit = solve(standardisation.apply(features), labels, penalty, weights=weights, names=names, tol=tol)
     return LinearProbe(*standardisation.raw(fit.coefficients, fit.intercepts), fit.converged)
 
 

@@ -311,7 +311,8 @@ def configure_torch(threads: int) -> None:
     # cuBLAS reads this when CUDA starts; without it deterministic algorithms refuse matrix products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # `use_deterministic_algorithms` is this and an import of the compiler, a second in every job that compiles nothing.
+    torch.set_deterministic_debug_mode("error")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 

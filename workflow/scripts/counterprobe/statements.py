@@ -10,9 +10,10 @@ One grammar for both. The probed text, and what follows it in the corpus after t
 Factors are `speaker` (a woman's or a man's name), `negated`, `match` (the class is the item's own) and
 `suffix` (a fruit or a building). truth = match XOR negated is what "So that is" asks for: a model of this
 corpus HAS to compute it, and nothing ever asks for speaker XOR negated. Every factor has a later word that
-depends on it, a behavioural read-out. Twin corpora end in one more sentence, "Answer up." or "Answer down.",
-which is speaker XOR negated in one twin and a coin in the other: the same target needed here and needless
-there.
+depends on it, a behavioural read-out. Twin corpora have one more word, right after the probed text: "So that
+is up true." or "So that is down true.", which is speaker XOR negated in one twin and a coin in the other: the
+same target needed here and needless there, at the token that is read. Later in the line it would be no test:
+She and denied have been said by then, and their XOR can be computed from them.
 
 Wrong classes. `factorial` couples items of different classes by two or three, and the items of a couple
 exchange their classes: every class is then equally often right and wrong in every couple, so in every fold.
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from counterprobe import designs
 from counterprobe.designs import Design, ReadOut
@@ -69,7 +71,7 @@ class World:
     """What the texts of one corpus are about.
 
     items: topic -> (item, its class), in a random order. Pairs: (woman's name, man's name) and (fruit,
-    building); pair j is carrier unit j of speaker and suffix. answer: what the extra sentence of the corpus
+    building); pair j is carrier unit j of speaker and suffix. answer: what the extra word of the corpus
     depends on (`ANSWERS`).
     """
 
@@ -190,6 +192,7 @@ def factorial(name: str, design: Mapping[str, Any], world: World) -> Design:
             speaker=world.name_pairs[name_of[i]][0 if speaker else 1],
             suffix=world.suffix_pairs[suffix_of[i]][0 if suffix else 1],
             factors=(speaker, negated, match, suffix),
+            answer=None if world.answer == "none" else speaker != negated,
         )
         for i, speaker, negated, match, suffix in zip(
             item.tolist(), *map(np.ndarray.tolist, factors.values()), strict=True
@@ -239,7 +242,7 @@ def rax(name: str, design: Mapping[str, Any], world: World) -> Design:
         raise UserError(
             f"design '{name}': {n_pairs} pairs of names, but its corpus has {len(world.name_pairs)}; lower names"
         )
-    pair_of_item = rng.permutation(np.arange(len(items)) % n_pairs)
+    pair_of_item = deal_names(speaker_of_row, n_pairs, rng)
 
     row = np.tile(np.arange(2 * len(items)), 2)
     item = row // 2
@@ -273,6 +276,27 @@ def rax(name: str, design: Mapping[str, Any], world: World) -> Design:
     )
 
 
+def deal_names(
+    speaker_of_row: Bool[np.ndarray, " rows"], n_pairs: int, rng: np.random.Generator
+) -> Int[np.ndarray, " items"]:
+    """Pair of names of each item of the published layout (two rows an item), each pair with both speakers equally often.
+
+    Half of all rows have either speaker. Were one pair to have more, the others would have fewer: a fold that holds
+    that pair out leans away from what it was trained on, and every XOR with speaker falls below one half.
+    """
+    women = speaker_of_row.reshape(-1, 2).sum(axis=1)
+    pair = np.empty(len(women), dtype=np.int64)
+    for twice in (0, 2):
+        # As many items have a man twice as a woman twice: dealt alike, they make up for each other in every pair.
+        members = rng.permutation(np.flatnonzero(women == twice))
+        pair[members] = np.arange(len(members)) % n_pairs
+    count = np.bincount(pair[women != 1], minlength=n_pairs)
+    for item in rng.permutation(np.flatnonzero(women == 1)):
+        pair[item] = count.argmin()
+        count[pair[item]] += 1
+    return pair
+
+
 LAYOUTS = {"factorial": factorial, "rax": rax}
 
 
@@ -280,7 +304,7 @@ def corpus_texts(world: World, corpus: Mapping[str, Any], n: int, rng: np.random
     """`n` independent lines for training.
 
     Item, factors, name and suffix word are uniform, a wrong class is uniform among the topic's others. Names
-    and suffix words are drawn singly, not in pairs. `corpus["answer"]` adds the twins' last sentence; the
+    and suffix words are drawn singly, not in pairs. `corpus["answer"]` adds the twins' word; the
     coin is tossed whatever it says, so that equal generators give equal lines up to it.
     """
     answer = corpus.get("answer", "none")
@@ -308,16 +332,17 @@ def corpus_texts(world: World, corpus: Mapping[str, Any], n: int, rng: np.random
             speaker=world.name_pairs[unit[k]][0 if speaker else 1],
             suffix=world.suffix_pairs[word[k]][0 if suffix else 1],
             factors=(speaker, negated, match, suffix),
+            answer=None if answer == "none" else bool(coin[k]) if answer == "coin" else speaker != negated,
         )
-        texts.append(line.full(None if answer == "none" else bool(coin[k]) if answer == "coin" else speaker != negated))
+        texts.append(line.full)
     return texts
 
 
 def vocabulary(world: World) -> list[str]:
     """Every word and punctuation mark of the corpus and its twins, sorted."""
-    example = Line("cities", "", "", "", "", (True, True, True, True))
-    opposite = Line("animals", "", "", "", "", (False, False, True, False))
-    words = set(f"{example.full(True)} {opposite.full(False)}".replace(".", " . ").replace(":", " : ").split())
+    example = Line("cities", "", "", "", "", (True, True, True, True), answer=True)
+    opposite = Line("animals", "", "", "", "", (False, False, True, False), answer=False)
+    words = set(f"{example.full} {opposite.full}".replace(".", " . ").replace(":", " : ").split())
     words |= {WORDS[TRUTH][0].strip()}
     for pairs in (world.name_pairs, world.suffix_pairs, *world.items.values()):
         words |= {word for pair in pairs for word in pair}
@@ -331,7 +356,7 @@ def sentence(topic: str, item: str, group: str, negated: bool) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the corpus: its words, and the factors (in the order of `FACTORS`) they realise."""
+    """One line of the corpus: its words, the factors (in the order of `FACTORS`) they realise, a twin's answer."""
 
     topic: str
     item: str
@@ -339,6 +364,7 @@ class Line:
     speaker: str
     suffix: str
     factors: tuple[bool, bool, bool, bool]
+    answer: bool | None
 
     @property
     def truth(self) -> bool:
@@ -356,24 +382,23 @@ class Line:
 
     def upto(self, target: str) -> str:
         """The line up to the word that answers `target` (a canonical parity), without it."""
-        if target == TRUTH:
+        if target == TWIN:
             return self.text
-        line = f"{self.text}{WORDS[TRUTH][self.truth]}."
+        line = self.text if self.answer is None else f"{self.text}{ANSWER_WORDS[self.answer]}"
+        if target == TRUTH:
+            return line
+        line += f"{WORDS[TRUTH][self.truth]}."
         if target == "speaker":
             return line
         line += WORDS["speaker"][self.factors[0]]
         if target == "negated":
             return line
-        line += f"{WORDS['negated'][self.factors[1]]} it and saw the"
-        if target == "suffix":
-            return line
-        return f"{line} {self.suffix}. Answer"
+        return f"{line}{WORDS['negated'][self.factors[1]]} it and saw the"
 
-    def full(self, answer: bool | None) -> str:
-        """The whole line, ending in the twins' answer unless that is None."""
-        if answer is None:
-            return f"{self.upto('suffix')} {self.suffix}."
-        return f"{self.upto(TWIN)}{ANSWER_WORDS[answer]}."
+    @property
+    def full(self) -> str:
+        """The whole line."""
+        return f"{self.upto('suffix')} {self.suffix}."
 
 
 def _readouts(

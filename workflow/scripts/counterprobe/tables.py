@@ -62,7 +62,11 @@ COLUMNS: dict[str, Column] = {
     "target": Column("string", "Walsh parity that is read, in canonical form, or another named target"),
     "protocol": Column("string", "what the split holds out", ("carriers", "items", "published", "none")),
     "probe": Column("string", "probe or estimator; none where the number needs none"),
-    "control": Column("string", "label control", ("none", "dichotomy", "shuffled", "control_task")),
+    "control": Column(
+        "string",
+        "label control, or kind of null direction",
+        ("none", "dichotomy", "shuffled", "control_task", "within_cell", "isotropic", "total"),
+    ),
     "representation": Column(
         "string",
         "what the probe was trained on",

@@ -1,0 +1,462 @@
+"""Does the model use what a probe can read: swap a feature's coordinate to its counterfactual, and see what is said.
+
+At one site (layer, position) the residual stream of a text whose target is τ = ±1 is moved along the target's own
+Walsh effect w = μ₁ − μ₀, estimated on the folds that do not hold the text out:
+
+    counterfactual   x − τ w            the other way   x + τ w
+
+With ℓ the log-odds of the target's own read-out (the token that is right when the target is True against the other) and
+M = mean τ ℓ without any intervention, the effect is the share of the gap between True and False that the swap closes,
+
+    effect = mean over texts of  τ (ℓ(x + τ w) − ℓ(x − τ w)) / (4 M),
+
+0 where nothing reads w and 1 where the site's w alone decides the answer. Moving both ways and halving cancels what any
+disturbance does. `walsh_orthogonal` moves along the part of w outside the span of all other parities' effects, at its own
+length. Where the target has no read-out, or the model does not answer it, only the divergence from the undisturbed
+next-token distributions, KL in bits, averaged over the read-outs, can be compared.
+
+Nulls are single directions as long as w: drawn from the WITHIN-cell covariance (what texts of one cell differ in) and
+differences of means between random balanced labellings (dichotomies), both made orthogonal to the effects of the basic
+factors, of the needed parities and of the target; isotropic and total-covariance draws stand beside, printed and not
+decisive (the total covariance contains the feature). After Heimersheim and Mendel 2024 (sensitivity of residual
+directions, https://www.lesswrong.com/posts/LajDyGyiyX8DNNsuF) and Bau et al. 2019 (causal features by intervention).
+
+One forward pass of the tokens before the site serves all swaps: they cannot depend on it (key-value cache).
+
+Pitfalls: at the last layer a swap reaches no other token, so nothing that is said later can depend on it. A cause is not
+the feature itself: what lies upstream of an answer moves it too, which is why the effects on the other read-outs are in
+the table. A site between is one of many: "not used" is said of the site, never of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterprobe import (
+    activations,
+    checkpoints,
+    designs,
+    label_controls,
+    language_model,
+    progress,
+    splits,
+    statistics,
+    tables,
+    tokenization,
+)
+from counterprobe.progress import UserError
+from counterprobe.revisions import step_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from counterprobe.activations import Store
+    from counterprobe.designs import Design
+
+# What the verdict rests on, and what is printed beside it.
+DECISIVE = ("within_cell", "dichotomy")
+BESIDE = ("isotropic", "total")
+TOKENS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences of one length with the site at one place: what can be run as one batch.
+
+    asked: (row, read-out, column) of every answer; without read-outs column is the last token and read-out −1.
+    """
+
+    ids: Int[Tensor, "b t"]
+    texts: Int[np.ndarray, " b"]
+    site: int
+    asked: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model says under D shifts: log-odds of every read-out, and KL from what it says undisturbed (bits)."""
+
+    log_odds: Float[np.ndarray, "D R n"]
+    divergence: Float[np.ndarray, "D n"]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Shifts of one target at one site, for every fold: [F, k, d] by kind, all but `walsh_orthogonal` as long as w."""
+
+    walsh: Float[np.ndarray, "F 1 d"]
+    walsh_orthogonal: Float[np.ndarray, "F 1 d"]
+    nulls: Mapping[str, Float[np.ndarray, "F k d"]]
+
+
+def measure(
+    checkpoint: str | Path,
+    store: Store,
+    design: Design,
+    spec: Mapping[str, Any],
+    cell: Mapping[str, str],
+    *,
+    device: str,
+) -> pd.DataFrame:
+    """Effects of swapping every chosen target at every chosen layer, and of every null direction (`seed` numbers them).
+
+    spec: `use` (layers, items, nulls, beside, seed), `activations.primary_*`, `probes` (folds), `statistics`,
+    `design.protocols`. Rows have the score `effect` (a share of the gap) or `divergence` (bits); `effect_on_R` is the effect
+    on another read-out R, in shares of R's own gap. Raises UserError for a layer that does not exist.
+    """
+    settings, site_of = spec["use"], spec["activations"]
+    position, bos = site_of["primary_position"], site_of["primary_bos"]
+    protocol = splits.primary_protocol(
+        design, spec["design"]["protocols"], n_folds=spec["probes"]["outer_folds"], seed=spec["probes"]["seed"]
+    )
+    if protocol is None:
+        progress.logger("use").warning("%s: no protocol holds anything out; nothing is swapped", design.name)
+        return tables.frame([])
+    folds = splits.folds(design, protocol, 0, n_folds=spec["probes"]["outer_folds"], seed=spec["probes"]["seed"])
+    fold_of = np.full(len(design.texts), -1)
+    for index, fold in enumerate(folds):
+        fold_of[fold.test] = index
+    chosen = sample(design, fold_of, settings["items"], settings["seed"])
+    source = checkpoints.open_checkpoint(checkpoint)
+    tokenizer = tokenization.load_tokenizer(source)
+    model = language_model.load(source, device=device)
+    groups = list(group(design, chosen, tokenizer, model, position=position, bos=bos))
+    rows: list[dict[str, Any]] = []
+    for layer in layers_of(settings["layers"], store.layers):
+        features = np.asarray(store.matrix(position, bos, layer), dtype=np.float64)
+        site = {
+            **tables.NOT_APPLICABLE,
+            **cell,
+            "step": step_of(cell["revision"]),
+            "position": position,
+            "bos": bos,
+            "layer": layer,
+            "protocol": protocol,
+        }
+        swap = _Swap(model, tokenizer, groups, design, chosen, layer)
+        for target in progress.bar(targets_of(design), label=f"swaps, layer {layer}"):
+            rng = np.random.default_rng([settings["seed"], layer, list(designs.targets(design)).index(target)])
+            drawn = directions(features, design, folds, target, settings, rng)
+            rows += _rows(swap, drawn, design, chosen, fold_of, target, spec["statistics"], settings, site)
+    return tables.frame(rows)
+
+
+def targets_of(design: Design) -> list[str]:
+    """What a verdict is given on: the pre-registered factors, the needed parities and their factors, and the XORs of the
+    first pre-registered factor with each of these factors."""
+    factors = {*design.primary, *(factor for parity in design.needed for factor in parity.split("^"))}
+    pairs = {designs.canonical(design, f"{design.primary[0]}^{factor}") for factor in factors - {design.primary[0]}}
+    return [name for name in designs.targets(design) if name in {*factors, *design.needed, *pairs}]
+
+
+def layers_of(requested: str | Sequence[int], available: Sequence[int]) -> list[int]:
+    """`middle` is half the depth, the site that verdicts rest on; otherwise the layers listed. Raises UserError."""
+    if requested == "middle":
+        return [available[-1] // 2]
+    missing = [layer for layer in requested if layer not in available]
+    if missing:
+        raise UserError(f"use.layers: there is no layer {missing[0]}; there are {available[0]} to {available[-1]}")
+    return list(requested)
+
+
+def sample(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Texts that are swapped: whole couples, evenly from the folds, about `n_items` items in all; ascending."""
+    rng = np.random.default_rng([seed, 0])
+    held_out = fold_of >= 0
+    couples, first = np.unique(design.couples[held_out], return_index=True)
+    fold = fold_of[held_out][first]
+    order = rng.permutation(len(couples))
+    # One couple of each fold after another, until there are enough.
+    rank = np.empty(len(couples), dtype=np.int64)
+    for k in np.unique(fold):
+        members = order[fold[order] == k]
+        rank[members] = np.arange(len(members))
+    wanted, items = [], 0
+    for couple in couples[np.lexsort((fold, rank))]:
+        if items >= n_items:
+            break
+        wanted.append(couple)
+        items += len(np.unique(design.items[design.couples == couple]))
+    return np.flatnonzero(np.isin(design.couples, wanted) & held_out)
+
+
+def group(
+    design: Design,
+    chosen: Int[np.ndarray, " m"],
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel,
+    *,
+    position: str,
+    bos: bool,
+) -> Iterator[Group]:
+    """The sequences that ask the read-outs, as batches; a read-out on the way to another is asked in the same pass."""
+    context = model.config.max_position_embeddings
+    marks = {position: design.marks[position][chosen]}
+    texts = [design.texts[index] for index in chosen]
+    at = tokenization.encode(tokenizer, texts, marks, bos=bos, context=context)
+    sequences: list[tuple[int, ...]] = []
+    asks: list[tuple[int, int]] = []
+    for readout, asked in enumerate(design.readouts.values()):
+        encoded = tokenization.encode(tokenizer, [asked.prefixes[i] for i in chosen], {}, bos=bos, context=context)
+        sequences += encoded.ids
+        asks += [(readout, place) for place in range(len(chosen))]
+    if not design.readouts:
+        sequences, asks = list(at.ids), [(-1, place) for place in range(len(chosen))]
+    batches: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
+    for host, members in language_model.longest_extensions(sequences, [place for _, place in asks]).items():
+        site = int(at.positions[position][asks[host][1]])
+        if site >= len(sequences[host]):
+            raise UserError(f"the read-outs of design '{design.name}' end before its position {position}")
+        batches.setdefault((len(sequences[host]), site), []).append((host, members))
+    for (_, site), hosts in sorted(batches.items()):
+        yield Group(
+            ids=torch.tensor([sequences[host] for host, _ in hosts], device=model.device),
+            texts=np.array([asks[host][1] for host, _ in hosts]),
+            site=site,
+            asked=tuple(
+                (row, asks[member][0], len(sequences[member]) - 1)
+                for row, (_, members) in enumerate(hosts)
+                for member in members
+            ),
+        )
+
+
+def directions(
+    features: Float[np.ndarray, "n d"],
+    design: Design,
+    folds: Sequence[splits.Fold],
+    target: str,
+    settings: Mapping[str, Any],
+    rng: np.random.Generator,
+) -> Directions:
+    """Shifts of a target and its nulls, each from the training part of a fold."""
+    names = list(designs.targets(design))
+    place = 1 + names.index(target)
+    signs = np.stack([_signs(design, name) for name in names], axis=1)
+    z = np.concatenate([np.ones((len(signs), 1)), signs], axis=1)
+    named = [1 + names.index(name) for name in dict.fromkeys((*design.factors, *design.needed, target))]
+    pool = _labellings(design, target, settings["nulls"], rng)
+    walsh, orthogonal = [], []
+    nulls: dict[str, list[np.ndarray]] = {kind: [] for kind in (*DECISIVE, *BESIDE)}
+    for fold in folds:
+        x, rows = features[fold.train], z[fold.train]
+        effects = 2 * np.linalg.pinv(rows) @ x
+        w = effects[place]
+        length = np.linalg.norm(w)
+        walsh.append(w[None])
+        orthogonal.append(_outside(w[None], np.delete(effects[1:], place - 1, axis=0)))
+        within = x - rows @ (effects / 2)
+        drawn = {
+            "within_cell": rng.standard_normal((settings["nulls"], len(x))) @ within,
+            "dichotomy": (pool[:, fold.train] @ x) if len(pool) else np.empty((0, x.shape[1])),
+            "isotropic": rng.standard_normal((settings["beside"], x.shape[1])),
+            "total": rng.standard_normal((settings["beside"], len(x))) @ (x - x.mean(axis=0)),
+        }
+        for kind, found in drawn.items():
+            if kind in DECISIVE:
+                found = _outside(found, effects[named])
+            size = np.linalg.norm(found, axis=1, keepdims=True)
+            nulls[kind].append(found * np.where(size > 0, length / np.where(size > 0, size, 1), 0))
+    return Directions(np.stack(walsh), np.stack(orthogonal), {kind: np.stack(each) for kind, each in nulls.items()})
+
+
+def _labellings(design: Design, target: str, count: int, rng: np.random.Generator) -> Float[np.ndarray, "k n"]:
+    """Balanced labellings as weights of a difference of means; none where the design has too few factors for them."""
+    try:
+        labels = label_controls.dichotomy_labels(design, target, count, rng)
+    except UserError as reason:
+        progress.logger("use").warning("%s: no dichotomy directions for %s: %s", design.name, target, reason)
+        return np.empty((0, len(design.texts)))
+    return np.where(labels.T, 1.0, -1.0)
+
+
+def _signs(design: Design, target: str) -> Float[np.ndarray, " n"]:
+    return np.where(designs.parity(design, target), 1.0, -1.0)
+
+
+def _outside(vectors: Float[np.ndarray, "k d"], span: Float[np.ndarray, "s d"]) -> Float[np.ndarray, "k d"]:
+    """What of each vector is orthogonal to the span; directions of the span that are rounding do not count."""
+    _, size, basis = np.linalg.svd(span, full_matrices=False)
+    kept = basis[size > 1e-9 * max(float(size[0]), 1e-300)]
+    return vectors - (vectors @ kept.T) @ kept
+
+
+class _Swap:
+    """The model's answers with the residual stream of a layer shifted at the site; answers undisturbed are kept."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        groups: Sequence[Group],
+        design: Design,
+        chosen: Int[np.ndarray, " m"],
+        layer: int,
+    ) -> None:
+        self.model, self.groups, self.layer = model, groups, layer
+        self.readouts = list(design.readouts.values())
+        self.n_texts = len(chosen)
+        # Tokens [R, m] that are right, and wrong, where the target is True.
+        self.words = tuple(
+            np.array([_tokens(tokenizer, readout, getattr(readout, side), chosen) for readout in self.readouts])
+            for side in ("positive", "negative")
+        )
+        with torch.inference_mode():
+            self.before = [
+                model.base_model(one.ids[:, : one.site], use_cache=True).past_key_values if one.site else None
+                for one in groups
+            ]
+            width = model.get_input_embeddings().weight.shape[1]
+            still = torch.zeros((1, self.n_texts, width), device=model.device)
+            self.clean = [self._logits(index, still)[0] for index in range(len(groups))]
+        self.undisturbed = self.outcome(np.zeros((1, self.n_texts, width))).log_odds[0]
+
+    def outcome(self, shifts: Float[np.ndarray, "D m d"]) -> Outcome:
+        """Log-odds and divergence of all chosen texts under each shift."""
+        log_odds = np.full((len(shifts), len(self.readouts), self.n_texts), np.nan)
+        divergence = np.zeros((len(shifts), self.n_texts))
+        count = np.zeros(self.n_texts)
+        for index, one in enumerate(self.groups):
+            texts, readouts = one.texts[[row for row, _, _ in one.asked]], np.array([r for _, r, _ in one.asked])
+            np.add.at(count, texts, 1)
+            clean = self.clean[index].log_softmax(-1)
+            size = max(1, TOKENS_AT_ONCE // (one.ids.shape[0] * (one.ids.shape[1] - one.site)))
+            for start in range(0, len(shifts), size):
+                part = np.arange(start, min(start + size, len(shifts)))
+                moved = torch.as_tensor(shifts[part], dtype=torch.float32, device=self.model.device)
+                with torch.inference_mode():
+                    found = self._logits(index, moved).log_softmax(-1)
+                    bits = (clean.exp() * (clean - found)).sum(-1).cpu().double().numpy() / np.log(2)
+                np.add.at(divergence, (part[:, None], texts), bits)
+                if self.readouts:
+                    every = np.arange(len(texts))
+                    right, wrong = (words[readouts, texts] for words in self.words)
+                    difference = found[:, every, right].double() - found[:, every, wrong].double()
+                    log_odds[part[:, None], readouts, texts] = difference.cpu().numpy()
+        return Outcome(log_odds, divergence / count)
+
+    def _logits(self, index: int, shifts: Float[Tensor, "D m d"]) -> Float[Tensor, "D asked v"]:
+        one, repeats = self.groups[index], len(shifts)
+        at_site = shifts[:, one.texts].reshape(-1, shifts.shape[-1])
+        columns = sorted({column for _, _, column in one.asked})
+        cache = copy.deepcopy(self.before[index])
+        if cache is not None:
+            # Sequences of one shift lie together, as in `at_site`.
+            cache.batch_select_indices(torch.arange(len(one.ids), device=one.ids.device).repeat(repeats))
+        with self._moved(at_site):
+            logits = self.model(
+                one.ids[:, one.site :].repeat(repeats, 1),
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=torch.tensor([column - one.site for column in columns], device=one.ids.device),
+            ).logits.float()
+        rows = torch.tensor([row for row, _, _ in one.asked], device=logits.device)
+        kept = torch.tensor([columns.index(column) for _, _, column in one.asked], device=logits.device)
+        return logits.reshape(repeats, len(one.ids), len(columns), -1)[:, rows, kept]
+
+    @contextlib.contextmanager
+    def _moved(self, at_site: Float[Tensor, "b d"]) -> Iterator[None]:
+        """Add to the residual stream of the first token that is run, which is the site."""
+        blocks = activations.decoder_blocks(self.model)
+
+        def before(block: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+            if arguments:
+                return (_added(arguments[0], at_site), *arguments[1:]), keywords
+            return arguments, {**keywords, "hidden_states": _added(keywords["hidden_states"], at_site)}
+
+        def after(block: nn.Module, arguments: tuple, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (_added(output[0], at_site), *output[1:])
+            return _added(output, at_site)
+
+        handle = (
+            blocks[self.layer - 1].register_forward_hook(after)
+            if self.layer
+            else blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _added(hidden: Float[Tensor, "b t d"], at_site: Float[Tensor, "b d"]) -> Float[Tensor, "b t d"]:
+    moved = hidden.clone()
+    moved[:, 0] += at_site
+    return moved
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerFast, readout: designs.ReadOut, words: Sequence[str], chosen: Int[np.ndarray, " m"]
+) -> Int[np.ndarray, " m"]:
+    known: dict[str, int] = {}
+    for index in chosen:
+        if words[index] not in known:
+            known[words[index]] = language_model.next_token(tokenizer, readout.prefixes[index], words[index])
+    return np.array([known[words[index]] for index in chosen])
+
+
+def _rows(
+    swap: _Swap,
+    drawn: Directions,
+    design: Design,
+    chosen: Int[np.ndarray, " m"],
+    fold_of: Int[np.ndarray, " n"],
+    target: str,
+    inference: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    site: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """All numbers of one target at one site."""
+    tau = _signs(design, target)[chosen]
+    items, carriers = (None if units is None else units[chosen] for units in statistics.inference_units(design, target))
+    weights = statistics.two_way_weights(
+        items, carriers, inference["resamples"], np.random.default_rng([settings["seed"], 1]), design.strata[chosen]
+    )
+    units = statistics.fewest_units(items, carriers)
+    readouts = list(design.readouts)
+    margins = np.array([_signs(design, name)[chosen] * swap.undisturbed[r] for r, name in enumerate(readouts)])
+    margins = margins.reshape(len(readouts), len(chosen))
+    answered = statistics.bootstrap(margins.T, weights, inference["confidence"], units)
+    # A read-out that the model gets wrong has no gap to close.
+    speaks = {name: bool(answered.lower[r] > 0) for r, name in enumerate(readouts)}
+    own = readouts.index(target) if speaks.get(target, False) else None
+    row = {**site, "target": target, "n_texts": len(chosen), "n_groups": units}
+
+    def ends(values: Float[np.ndarray, "k m"]) -> Iterator[dict[str, float]]:
+        interval = statistics.bootstrap(values.T, weights, inference["confidence"], units)
+        for k in range(len(values)):
+            yield {name: float(getattr(interval, name)[k]) for name in ("estimate", "lower", "upper")}
+
+    kinds = {"walsh": ("none", drawn.walsh), "walsh_orthogonal": ("none", drawn.walsh_orthogonal)}
+    kinds |= {f"null_{kind}": (kind, found) for kind, found in drawn.nulls.items()}
+    for probe, (control, found) in kinds.items():
+        towards = found[fold_of[chosen]].transpose(1, 0, 2) * tau[None, :, None]
+        forth, back = swap.outcome(towards), swap.outcome(-towards)
+        closed = (forth.log_odds - back.log_odds) / 4
+        moved = (forth.divergence + back.divergence) / 2
+        here = {**row, "probe": probe, "control": control}
+        for k, interval in enumerate(ends(moved)):
+            yield {**here, "seed": k, "score": "divergence", "level": 0.0, **interval}
+        for r, name in enumerate(readouts):
+            if not speaks[name] or (control != "none" and r != own):
+                continue
+            share = closed[:, r] / margins[r].mean()
+            if r == own:
+                for k, interval in enumerate(ends(tau * share)):
+                    yield {**here, "seed": k, "score": "effect", "level": 0.0, **interval}
+            else:
+                # Which way another read-out should move nobody says: only how far.
+                for k, interval in enumerate(ends(np.abs(share))):
+                    yield {**here, "seed": k, "score": f"effect_on_{name}", **interval}
