@@ -136,6 +136,19 @@ def targets(design: Design, max_order: int | None = None) -> dict[str, Bool[np.n
     }
 
 
+def closed_under_xor(design: Design, target: str) -> str:
+    """What figures and tables must say of a parity that is itself a named feature: "closed under XOR: negated ^ match =
+    truth". Empty for a basic factor and for a parity without a name.
+
+    Of the features in such an equation each is the XOR of the others: to call one of them an arbitrary XOR is a choice
+    of names.
+    """
+    name = canonical(design, target)
+    if "^" not in name or name not in design.aliases:
+        return ""
+    return f"closed under XOR: {name.replace('^', ' ^ ')} = {design.aliases[name]}"
+
+
 def cells(design: Design) -> Int[np.ndarray, "n"]:
     """Which of the 2^m combinations of factors each text is: bit i is factor i."""
     return _cells(design.factors)
