@@ -64,7 +64,6 @@ from counterprobe.activations import Store
 from counterprobe.designs import Design
 from counterprobe.revisions import step_of
 from counterprobe.splits import Fold
-from counterprobe.statistics import Interval
 
 PROBE = "geometry"
 # Random halvings of the units that a gain share is averaged over: more change the third digit.
@@ -91,7 +90,8 @@ class Moments:
 
     coefficients [g, T, d] are sums over the items of a unit, sizes [g] its numbers of items; inner [T, T] and without
     [g, T, T] are ⟨β_t, β_u⟩; variance and variance_without [g] the mean within-item variance; raw [T] and raw_without
-    [g, T] the mean of ‖β_t‖² over items, NaN for incomplete items.
+    [g, T] the mean of ‖β_t‖² over items, NaN for incomplete items. A squared length up to `rounding` is none: what a
+    model computes twice differs in its last bits.
     """
 
     targets: tuple[str, ...]
@@ -103,6 +103,7 @@ class Moments:
     variance_without: Float[np.ndarray, " g"]
     raw: Float[np.ndarray, " T"]
     raw_without: Float[np.ndarray, "g T"]
+    rounding: float
 
     def index(self, target: str) -> int:
         return self.targets.index(target)
@@ -177,6 +178,7 @@ def moments(x: Float[np.ndarray, "n d"], design: Design, units: Int[np.ndarray, 
         variance_without=(variance.sum() - variance) / (n - sizes),
         raw=raw.sum(axis=0) / n,
         raw_without=(raw.sum(axis=0) - raw) / (n - sizes)[:, None],
+        rounding=_rounding(x),
     )
 
 
@@ -246,7 +248,7 @@ def conditional_cosine(m: Moments, pair: str, which: int | None = None, confiden
             norm = _jackknife(
                 *(s[..., a, a] + s[..., ab, ab] + 2 * sign * s[..., a, ab] for s in (m.inner, m.without)), confidence
             )
-            if not norm.lower > 0:
+            if not norm.lower > m.rounding:
                 return _nothing(NO_CODING)
     return _ratio(m, confidence, cosine)
 
@@ -258,7 +260,7 @@ def parallelism(m: Moments, target: str, confidence: float = 0.95) -> Number:
         vectors = _coding(m.targets, target, flipped)
         whole, without = (vectors @ s @ vectors.T for s in (m.inner, m.without))
         norms = [_jackknife(whole[c, c], without[:, c, c], confidence) for c in range(len(vectors))]
-        if not all(norm.lower > 0 for norm in norms):
+        if not all(norm.lower > m.rounding for norm in norms):
             continue
         number = _jackknife(_mean_cosine(whole), _mean_cosine(without), confidence)
         if best is None or number.estimate > best.estimate:
@@ -275,10 +277,7 @@ def _coding(targets: Sequence[str], target: str, flipped: str) -> Float[np.ndarr
     def sign(parity: str) -> np.ndarray:
         return np.prod([conditions[:, others.index(f)] for f in parity.split("^") if f != flipped], axis=0)
 
-    columns = [
-        sign(u) * sign(target) if flipped in u.split("^") else np.zeros(len(conditions))
-        for u in targets
-    ]
+    columns = [sign(u) * sign(target) if flipped in u.split("^") else np.zeros(len(conditions)) for u in targets]
     return np.stack([np.broadcast_to(column, len(conditions)) for column in columns], axis=1)
 
 
@@ -316,7 +315,9 @@ def _quadratic(v: Float[np.ndarray, "2 *g S k"], gram: Float[np.ndarray, "*g k k
     norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), np.finfo(float).tiny))
     values, vectors = np.linalg.eigh(gram / norms[..., :, None] / norms[..., None, :])
     usable = values > COLLINEAR
-    inverse = (vectors * np.where(usable, 1 / np.where(usable, values, 1), 0)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+    inverse = (vectors * np.where(usable, 1 / np.where(usable, values, 1), 0)[..., None, :]) @ np.swapaxes(
+        vectors, -1, -2
+    )
     first, second = v / norms[..., None, :]
     return ((first @ inverse) * second).sum(axis=-1).mean(axis=-1)
 
@@ -327,7 +328,7 @@ def _pair(m: Moments, pair: str) -> tuple[int, int, int]:
 
 
 def _told_from_zero(m: Moments, t: int, confidence: float) -> bool:
-    return _jackknife(m.inner[t, t], m.without[:, t, t], confidence).lower > 0
+    return _jackknife(m.inner[t, t], m.without[:, t, t], confidence).lower > m.rounding
 
 
 def _ratio(m: Moments, confidence: float, of: Any) -> Number:
@@ -363,8 +364,12 @@ def _within_item_variance(x: Float[np.ndarray, "n d"], design: Design) -> Float[
 
 def constant(x: Float[np.ndarray, "n d"], design: Design) -> bool:
     """Whether texts of an item differ by no more than the rounding of their own float32 activations."""
-    size = float((np.asarray(x, np.float64) ** 2).sum(axis=1).mean())
-    return bool(_within_item_variance(x, design).mean() <= (4 * np.finfo(np.float32).eps) ** 2 * size)
+    return bool(_within_item_variance(x, design).mean() <= _rounding(x))
+
+
+def _rounding(x: Float[np.ndarray, "n d"]) -> float:
+    """Squared length below which a difference of two float32 activations is rounding."""
+    return (4 * np.finfo(np.float32).eps) ** 2 * float((np.asarray(x, np.float64) ** 2).sum(axis=1).mean())
 
 
 # --- probes ------------------------------------------------------------------------------------------------
@@ -473,7 +478,8 @@ def exact_rows(
     x: Float[np.ndarray, "n d"], design: Design, confidence: float, seed: int, site: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Salience, interaction, gain, cosines and parallelism of every target at one site."""
-    nothing = CONSTANT if constant(x, design) else ""
+    nothing, layout = CONSTANT if constant(x, design) else "", _layout(design)
+    complete = not statistics.contrast_note(design)
     per_item = np.bincount(design.items)
     noise = 1 / (per_item.mean() - 1)
     known: dict[bytes, Moments] = {}
@@ -487,7 +493,7 @@ def exact_rows(
         m = known.get(key)
         if m is not None and np.isnan(m.inner[m.index(target), m.index(target)]):
             why = UNDETERMINED
-        for name, score, level, of in _exact(target, x.shape[1], noise, seed, confidence, statistics.contrast_note(design)):
+        for name, score, level, of in _exact(target, x.shape[1], noise, seed, confidence, complete):
             number = _nothing(why) if why or m is None else of(m)
             if np.isnan(number.estimate) and not number.note:
                 number = _nothing(UNDETERMINED)
@@ -503,16 +509,16 @@ def exact_rows(
                 "upper": number.upper,
                 "n_texts": len(x),
                 "n_groups": n_units,
-                "note": notes(design, target, number.note),
+                "note": _notes(design, target, layout, number.note),
             }
 
 
 def _exact(
-    target: str, width: int, noise: float, seed: int, confidence: float, incomplete: str
+    target: str, width: int, noise: float, seed: int, confidence: float, complete: bool
 ) -> Iterator[tuple[str, str, float, Any]]:
     """(name, score, level, how) of every exact number of a target."""
     yield target, "salience", 0.0, lambda m: salience(m, target, confidence)
-    if not incomplete:
+    if complete:
         yield target, "variance_share", noise, lambda m: variance_share(m, target, confidence)
     yield target, "parallelism", 0.0, lambda m: parallelism(m, target, confidence)
     if target.count("^") != 1:
@@ -540,89 +546,114 @@ def probe_rows(
 ) -> Iterator[dict[str, Any]]:
     """Generalisation across conditions, shattering and margins, with intervals over the units of each target."""
     targets = list(designs.targets(design))
-    spread = float(np.sqrt(((x - x.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1).mean()))
-    flat = constant(x, design)
+    spread = 0.0
+    if not constant(x, design):
+        spread = float(np.sqrt(((x - x.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1).mean()))
     for columns, weights, items, carriers in resampling.groups:
-        tested = ~np.isnan(reading.correct[:, columns]).all(axis=1)
-        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
-        common = {"confidence": resampling.confidence, "units": units}
-        here = {**site, "n_texts": int(tested.sum()), "n_groups": units}
-
-        def mean(values: np.ndarray, tested=tested, weights=weights, common=common) -> Interval:
-            return statistics.bootstrap(values[tested], weights[:, tested], **common)
-
+        wanted: list[_Mean] = []
         for target in (targets[column] for column in columns):
-            row = {**here, "target": target}
-            yield from _ccgp_rows(reading, design, target, mean, row)
-            yield from _margin_rows(reading, design, target, 0.0 if flat else spread, mean, row)
+            row = {**site, "target": target, "note": _notes(design, target)}
+            wanted += _ccgp(reading, design, target, row)
+            wanted += _margins(reading, targets, target, spread, row)
         if targets[-1] in [targets[column] for column in columns] and reading.dichotomies.shape[1]:
             # The parity of all factors: its units are those of every target.
-            yield from _shattering_rows(reading.dichotomies, mean, here)
+            wanted += _shattering(reading.dichotomies, site)
+        tested = ~np.isnan(reading.correct[:, columns]).all(axis=1)
+        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
+        # One product of weights and values for all numbers of these units.
+        values = np.stack([mean.values for mean in wanted], axis=1)[tested]
+        means = statistics.bootstrap(
+            values,
+            weights if tested.all() else weights[:, tested],
+            confidence=resampling.confidence,
+            units=units,
+        )
+        for place, mean in enumerate(wanted):
+            if mean.hidden:
+                continue
+            ends = [float(end[place] + mean.shift) for end in (means.estimate, means.lower, means.upper)]
+            note = mean.row["note"]
+            if mean.above_zero is not None and not means.lower[place + mean.above_zero] > 0:
+                ends, note = [np.nan] * 3, _joined(note, NO_MARGIN)
+            yield {
+                **mean.row,
+                "estimate": ends[0],
+                "lower": ends[1] if mean.interval else np.nan,
+                "upper": ends[2] if mean.interval else np.nan,
+                "n_texts": int(tested.sum()),
+                "n_groups": units,
+                "note": note,
+            }
 
 
-def _ccgp_rows(
-    reading: Reading, design: Design, target: str, mean: Any, row: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Mean:
+    """A row whose number is shift + the mean over texts of values [n]. above_zero: how many columns further on stands a
+    mean that must be above 0, or the number means nothing; hidden: there for that only."""
+
+    row: Mapping[str, Any]
+    values: np.ndarray
+    shift: float = 0.0
+    above_zero: int | None = None
+    hidden: bool = False
+    interval: bool = True
+
+
+def _ccgp(reading: Reading, design: Design, target: str, row: Mapping[str, Any]) -> Iterator[_Mean]:
     places = [place for place, (of, _) in enumerate(reading.splits) if of == target]
     if not places:
         return
     share = designs.parity(design, target).mean()
-    row = {**row, "score": "ccgp", "level": max(share, 1 - share), "note": notes(design, target)}
-    each = mean(reading.ccgp[:, places])
-    for k, place in enumerate(places):
-        yield {**row, "target": f"{target}|{reading.splits[place][1]}", **_ends(each, k)}
-    yield {**row, **_ends(mean(reading.ccgp[:, places].mean(axis=1, keepdims=True)))}
+    row = {**row, "score": "ccgp", "level": max(share, 1 - share)}
+    for place in places:
+        yield _Mean({**row, "target": f"{target}|{reading.splits[place][1]}"}, reading.ccgp[:, place])
+    yield _Mean(row, reading.ccgp[:, places].mean(axis=1))
 
 
-def _margin_rows(
-    reading: Reading, design: Design, target: str, spread: float, mean: Any, row: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    places = {name: place for place, name in enumerate(designs.targets(design))}
-    own = reading.margin[:, [places[target]]]
-    row = {**row, "level": 0.0, "note": notes(design, target)}
-    no_number = {"estimate": np.nan, "lower": np.nan, "upper": np.nan}
-    if spread > 0:
-        yield {**row, "score": "relative_margin", **_ends(mean(own / spread))}
-    else:
-        yield {**row, "score": "relative_margin", **no_number, "note": notes(design, target, CONSTANT)}
+def _margins(
+    reading: Reading, targets: Sequence[str], target: str, spread: float, row: Mapping[str, Any]
+) -> Iterator[_Mean]:
+    own = reading.margin[:, targets.index(target)]
+    row = {**row, "level": 0.0}
+    if spread == 0:
+        row = {**row, "note": _joined(row["note"], CONSTANT)}
+        yield _Mean({**row, "score": "relative_margin"}, np.zeros(len(own)), np.nan)
+        if target.count("^") == 1:
+            yield _Mean({**row, "score": "margin_ratio"}, np.zeros(len(own)), np.nan)
+        return
+    yield _Mean({**row, "score": "relative_margin"}, own / spread)
     if target.count("^") != 1:
         return
-    row["score"] = "margin_ratio"
-    basic = reading.margin[:, [places[factor] for factor in target.split("^")]].mean(axis=1, keepdims=True)
-    scale = mean(basic)
-    if spread == 0 or not scale.lower[0] > 0:
-        yield {**row, **no_number, "note": notes(design, target, CONSTANT if spread == 0 else NO_MARGIN)}
-        return
-    ratio = np.nanmean(own) / scale.estimate[0]
+    basic = reading.margin[:, [targets.index(factor) for factor in target.split("^")]].mean(axis=1)
+    # Where the basic margin is not above 0 the row is NaN, whatever it is divided by.
+    scale = max(np.nanmean(basic), np.finfo(np.float32).tiny)
+    ratio = np.nanmean(own) / scale
     # The interval of a ratio of means, to first order: that of the mean of own − ratio · basic, in units of basic.
-    around = mean((own - ratio * basic) / scale.estimate[0])
-    yield {**row, "estimate": ratio, "lower": ratio + around.lower[0], "upper": ratio + around.upper[0]}
+    yield _Mean({**row, "score": "margin_ratio"}, (own - ratio * basic) / scale, ratio, above_zero=1)
+    yield _Mean(row, basic, hidden=True)
 
 
-def _shattering_rows(
-    correct: Float[np.ndarray, "n P"], mean: Any, row: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    count = correct.shape[1]
-    row = {**row, "target": "none", "note": f"{count} balanced dichotomies, each up to its sign"}
-    yield {
-        **row,
-        "score": "shattering_dimensionality",
-        "level": 0.5,
-        **_ends(mean(correct.mean(axis=1, keepdims=True))),
-    }
+def _shattering(correct: Float[np.ndarray, "n P"], site: Mapping[str, Any]) -> Iterator[_Mean]:
+    row = {**site, "target": "none", "note": f"{correct.shape[1]} balanced dichotomies, each up to its sign"}
+    each = correct.mean(axis=1)
+    yield _Mean({**row, "score": "shattering_dimensionality", "level": 0.5}, each)
     share = float((np.nanmean(correct, axis=0) > SHATTERED).mean())
-    yield {**row, "score": "shattered_share", "level": 0.0, "estimate": share}
+    yield _Mean({**row, "score": "shattered_share", "level": 0.0}, np.zeros(len(each)), share, interval=False)
 
 
-def notes(design: Design, target: str, *more: str) -> str:
+def _layout(design: Design) -> str:
+    """What the layout does to every contrast."""
+    note = statistics.contrast_note(design)
+    counts = np.bincount(design.items * 2 ** len(design.factors) + designs.cells(design))
+    return (
+        note if note or len(np.unique(counts)) == 1 else "unbalanced cells: contrasts of cell means, equally weighted"
+    )
+
+
+def _notes(design: Design, target: str, *more: str) -> str:
     """What a reader must know about a number of this target."""
-    said = (designs.closed_under_xor(design, target), statistics.contrast_note(design), *more)
-    return "; ".join(part for part in said if part)
+    return _joined(designs.closed_under_xor(design, target), *more)
 
 
-def _ends(interval: Interval, place: int = 0) -> dict[str, float]:
-    return {
-        "estimate": interval.estimate[place],
-        "lower": interval.lower[place],
-        "upper": interval.upper[place],
-    }
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
