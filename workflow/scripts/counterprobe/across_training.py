@@ -12,7 +12,7 @@ design, position, BOS, protocol and target:
     cells_beyond_or         cells in which each of the four cells of a pair is read above one half (worst_cell, lower end);
                             pairs only, and not under the published protocol, which has accuracies only
 
-and from the rows in which each fold chose its own layer (layer −1), over revisions of known step:
+and from the rows in which each fold chose its own layer (layer −1), over two or more revisions of known step:
 
     first_step_decodable    first step at which the accuracy interval lies above its level (one half where classes are
                             balanced)
@@ -106,7 +106,8 @@ def _of_grid(grid: pd.DataFrame, design: Design, site: Mapping[str, Any]) -> Ite
             ("beyond_or", cells, CHANCE),
         ):
             chosen = rows[(rows.layer == -1) & (rows.step >= 0)].sort_values("step")
-            if len(chosen):
+            # Of a single revision none can say what came first.
+            if len(chosen) > 1:
                 found = _first(chosen, level, {**here, "score": f"first_step_{name}"}, flag)
                 first.setdefault(name, {})[target] = found["estimate"]
                 yield found

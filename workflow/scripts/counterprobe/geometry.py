@@ -241,7 +241,7 @@ def conditional_cosine(m: Moments, pair: str, which: int | None = None, confiden
             # A replicate may lose a norm that the whole has.
             lengths = np.sqrt(np.maximum((own + twice) * (own - twice), np.finfo(float).tiny))
             each.append((s[..., a, a] - s[..., ab, ab]) / lengths)
-        return np.mean(each, axis=0)
+        return np.asarray(np.mean(each, axis=0))
 
     for a in wanted:
         for sign in (1, -1):
@@ -275,17 +275,19 @@ def _coding(targets: Sequence[str], target: str, flipped: str) -> Float[np.ndarr
     conditions = 1.0 - 2.0 * ((np.arange(2 ** len(others))[:, None] >> np.arange(len(others))) & 1)
 
     def sign(parity: str) -> np.ndarray:
-        return np.prod([conditions[:, others.index(f)] for f in parity.split("^") if f != flipped], axis=0)
+        columns = [conditions[:, others.index(f)] for f in parity.split("^") if f != flipped]
+        return np.prod([np.ones(len(conditions)), *columns], axis=0)
 
-    columns = [sign(u) * sign(target) if flipped in u.split("^") else np.zeros(len(conditions)) for u in targets]
-    return np.stack([np.broadcast_to(column, len(conditions)) for column in columns], axis=1)
+    columns = [sign(u) * sign(target) * (flipped in u.split("^")) for u in targets]
+    return np.stack(columns, axis=1)
 
 
 def _mean_cosine(inner: Float[np.ndarray, "*g C C"]) -> Float[np.ndarray, "*g"]:
     norms = np.sqrt(np.maximum(np.diagonal(inner, axis1=-2, axis2=-1), np.finfo(float).tiny))
     cosines = inner / norms[..., :, None] / norms[..., None, :]
     count = inner.shape[-1]
-    return (cosines.sum(axis=(-2, -1)) - np.diagonal(cosines, axis1=-2, axis2=-1).sum(axis=-1)) / (count * (count - 1))
+    total = cosines.sum(axis=(-2, -1)) - np.trace(cosines, axis1=-2, axis2=-1)
+    return np.asarray(total / (count * (count - 1)))
 
 
 def _products_of_halves(
@@ -319,7 +321,7 @@ def _quadratic(v: Float[np.ndarray, "2 *g S k"], gram: Float[np.ndarray, "*g k k
         vectors, -1, -2
     )
     first, second = v / norms[..., None, :]
-    return ((first @ inverse) * second).sum(axis=-1).mean(axis=-1)
+    return np.asarray(((first @ inverse) * second).sum(axis=-1).mean(axis=-1))
 
 
 def _pair(m: Moments, pair: str) -> tuple[int, int, int]:
@@ -335,7 +337,7 @@ def _ratio(m: Moments, confidence: float, of: Any) -> Number:
     return _jackknife(of(m.inner), of(m.without), confidence)
 
 
-def _jackknife(estimate: float, without: Float[np.ndarray, " g"], confidence: float) -> Number:
+def _jackknife(estimate: float | np.ndarray, without: Float[np.ndarray, " g"], confidence: float) -> Number:
     g = len(without)
     half = special.stdtrit(g - 1, (1 + confidence) / 2) * np.sqrt((g - 1) / g * ((without - without.mean()) ** 2).sum())
     return Number(float(estimate), float(estimate - half), float(estimate + half))
@@ -369,7 +371,7 @@ def constant(x: Float[np.ndarray, "n d"], design: Design) -> bool:
 
 def _rounding(x: Float[np.ndarray, "n d"]) -> float:
     """Squared length below which a difference of two float32 activations is rounding."""
-    return (4 * np.finfo(np.float32).eps) ** 2 * float((np.asarray(x, np.float64) ** 2).sum(axis=1).mean())
+    return float((4 * np.finfo(np.float32).eps) ** 2 * (np.asarray(x, np.float64) ** 2).sum(axis=1).mean())
 
 
 # --- probes ------------------------------------------------------------------------------------------------
