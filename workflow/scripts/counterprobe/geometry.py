@@ -627,8 +627,12 @@ def _margins(
     if target.count("^") != 1:
         return
     basic = reading.margin[:, [targets.index(factor) for factor in target.split("^")]].mean(axis=1)
-    # Where the basic margin is not above 0 the row is NaN, whatever it is divided by.
-    scale = max(np.nanmean(basic), np.finfo(np.float32).tiny)
+    scale = np.nanmean(basic)
+    if not scale > 0:
+        yield _Mean(
+            {**row, "score": "margin_ratio", "note": _joined(row["note"], NO_MARGIN)}, np.zeros(len(own)), np.nan
+        )
+        return
     ratio = np.nanmean(own) / scale
     # The interval of a ratio of means, to first order: that of the mean of own − ratio · basic, in units of basic.
     yield _Mean({**row, "score": "margin_ratio"}, (own - ratio * basic) / scale, ratio, above_zero=1)
