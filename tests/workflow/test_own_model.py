@@ -32,7 +32,7 @@ def test_the_example_of_the_readme(shared, fresh_checkout):
     geometry = tables.read(checkout.root / "results/own-model-small/tables/geometry.parquet")
     of_xor = geometry[(geometry.target == "negated^truth") & (geometry.weights == "trained") & (geometry.layer == 5)]
     assert {"salience", "gain_share", "parallelism", "margin_ratio"} <= set(of_xor.score)
-    assert of_xor.note.str.startswith("closed under XOR: truth ^ negated = match").all()
+    assert of_xor.note.str.startswith("closed under XOR: negated ^ truth = match").all()
     figures = {path.name for path in (checkout.root / "results/own-model-small/figures/mine/cities").iterdir()}
     assert {"layers_by_step.png", "geometry.png", "ladder.pdf"} <= figures
 
