@@ -278,7 +278,7 @@ def read(path: str | Path) -> Design:
             for target in about["readouts"]
         },
         priors=dict(about["priors"]),
-        reweighted=about["reweighted"],
+        reweighted=about.get("reweighted", False),
     )
 
 
