@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterprobe import designs, statements
+from counterprobe import design_audit, designs, statements
 from counterprobe.designs import Design
 from counterprobe.progress import UserError
 
@@ -160,6 +160,21 @@ def test_balance_is_asked_of_every_item(design):
     rax = statements.rax("rax", {}, statements.world(CORPUS, RESOURCES))
     with pytest.raises(UserError, match=r"and 21 more items"):
         designs.check_balanced(rax)
+
+
+def test_incomplete_items_beside_complete_ones_are_refused_by_name_or_reweighted(tmp_path):
+    write_csv(tmp_path / "texts.csv", rows_of(items=[f"town{i}" for i in range(8)])[1:])
+    with pytest.raises(UserError, match=r"item 'town0' has no text with warm=.*designs\.d\.unbalanced: reweight"):
+        designs.from_csv("d", ONE_FILE, tmp_path)
+    kept = designs.from_csv("d", {**ONE_FILE, "unbalanced": "reweight"}, tmp_path)
+    assert len(kept.texts) == 31
+    designs.write(kept, tmp_path / "d.parquet")
+    read = designs.read(tmp_path / "d.parquet")
+    for design, verdict in ((read, "flagged"), (replace(read, reweighted=False), "refused")):
+        findings = design_audit.audit(design, ["items"]).findings
+        balance = findings[findings.check == "balance"]
+        assert balance.verdict.item() == verdict
+        assert "'town0' has warm=True" in balance.message.item()
 
 
 def test_dropping_texts_drops_whole_couples_and_keeps_the_balance(design):

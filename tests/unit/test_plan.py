@@ -72,8 +72,14 @@ def test_only_generated_factorial_texts_are_answered():
 
 
 def test_figures_follow_the_designs():
-    assert set(plan.figures(config())) == {"m/f/layers_by_step", "m/f/ladder", "m/f/needed", "m/r/leak"}
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"m/c/layers_by_step"}
+    assert set(plan.figures(config())) == {
+        "m/f/layers_by_step",
+        "m/f/geometry",
+        "m/f/ladder",
+        "m/f/needed",
+        "m/r/leak",
+    }
+    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"m/c/layers_by_step", "m/c/geometry"}
 
 
 def test_a_controlled_revision_has_to_exist():

@@ -119,6 +119,44 @@ def test_needed_and_needless_are_pairs_at_the_chosen_layer(probes, design):
     plt.close(plots.draw_needed_and_needless(rows, design))
 
 
+def geometry_rows(design):
+    for layer, target, score in itertools.product((0, 1, 2), plots.shown_targets(design), plots.GEOMETRY_PANELS):
+        if score == "gain_share" and target.count("^") != 1:
+            continue
+        for revision, weights in (("step0", "trained"), ("step4", "trained"), ("step4", "init")):
+            estimate = np.nan if layer == 0 or score == "gain_share" else 0.3
+            yield {
+                **tables.NOT_APPLICABLE,
+                "model": "one",
+                "revision": revision,
+                "step": int(revision[4:]),
+                "weights": weights,
+                "design": "f",
+                "position": "period",
+                "layer": layer,
+                "target": target,
+                "score": score,
+                "estimate": estimate,
+                "lower": estimate - 0.5,
+                "upper": estimate + 0.1,
+                "n_texts": 8,
+                "n_groups": 4,
+            }
+
+
+def test_geometry_is_of_the_last_revision_and_names_what_is_closed_under_xor(design):
+    table = tables.frame(geometry_rows(design))
+    rows = plots.geometry(table, "one", design, position="period", bos=False)
+    assert set(rows.revision) == {"step4"}
+    assert set(rows.weights) == {"trained"}
+    figure = plots.draw_geometry(rows, design)
+    names = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert len(names) == 7
+    assert "truth = negated ⊕ match" in names
+    assert "nothing told from 0" in {text.get_text() for axis in figure.axes for text in axis.texts}
+    plt.close(figure)
+
+
 def test_files_are_equal_for_equal_figures(probes, design, tmp_path):
     rows = plots.layers_by_step(probes, "one", design, **SITE)
     for name in ("a", "b"):

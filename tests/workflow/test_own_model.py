@@ -29,8 +29,12 @@ def test_the_example_of_the_readme(shared, fresh_checkout):
     assert set(read.weights) == {"trained", "init"}
     negated = read[(read.target == "negated") & (read.weights == "trained") & (read.layer == 5)]
     assert negated.estimate.min() > 0.95
+    geometry = tables.read(checkout.root / "results/own-model-small/tables/geometry.parquet")
+    of_xor = geometry[(geometry.target == "negated^truth") & (geometry.weights == "trained") & (geometry.layer == 5)]
+    assert {"salience", "gain_share", "parallelism", "margin_ratio"} <= set(of_xor.score)
+    assert of_xor.note.str.startswith("closed under XOR: negated ^ truth = match").all()
     figures = {path.name for path in (checkout.root / "results/own-model-small/figures/mine/cities").iterdir()}
-    assert {"layers_by_step.png", "ladder.pdf"} <= figures
+    assert {"layers_by_step.png", "geometry.png", "ladder.pdf"} <= figures
 
 
 @pytest.fixture

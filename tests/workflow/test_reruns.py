@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 SMOKE = ("--configfile", "config/smoke.yaml")
-FIGURES = {"draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+FIGURES = {"draw_geometry", "draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
 
 
 @pytest.fixture
@@ -46,7 +46,11 @@ def overlay(smoke, **changes):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("statistics__resamples", 300, {"measure_behaviour", "train_probes", "control_probes", "probe_planted"}),
+        (
+            "statistics__resamples",
+            300,
+            {"measure_behaviour", "train_probes", "control_probes", "measure_geometry", "probe_planted"},
+        ),
         ("probes__shuffles", 3, {"train_probes", "control_probes", "probe_planted"}),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
@@ -96,10 +100,12 @@ MODULES = {
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": {"train_probes", "control_probes", "probe_planted"},
+    "probes": {"train_probes", "control_probes", "measure_geometry", "probe_planted"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": {"train_probes", "control_probes", "probe_planted"},
-    "label_controls": {"control_probes"},
+    "probe_grid": {"train_probes", "control_probes", "measure_geometry", "probe_planted"},
+    "label_controls": {"control_probes", "measure_geometry"},
+    "geometry": {"measure_geometry"},
+    "across_training": {"summarise_training"},
     "progress": set(),
     "plan": set(),
     "configuration": set(),

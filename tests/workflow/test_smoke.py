@@ -17,9 +17,10 @@ def probes(smoke):
 
 
 def test_every_table_and_figure_is_there(smoke):
-    for table in ("audit", "behaviour", "health", "probes"):
+    for table in ("audit", "behaviour", "geometry", "health", "probes", "training"):
         assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
     for figure in (
+        "factorial_small/geometry",
         "factorial_small/layers_by_step",
         "factorial_small/ladder",
         "factorial_small/needed",
@@ -61,6 +62,25 @@ def test_label_controls_stand_beside_the_trained_model(probes):
     tokens = controls[(controls.representation == "token_embeddings") & (controls.score == "accuracy")]
     xors = tokens[tokens.target.str.contains("^", regex=False)]
     assert np.allclose(xors.estimate, 0.5, atol=0.02)
+
+
+def test_geometry_of_every_cell(smoke):
+    geometry = tables.read(smoke.root / "results/smoke/tables/geometry.parquet")
+    assert set(geometry.weights) == {"trained", "init"}
+    assert set(geometry.design) == {"factorial_small", "rax_small"}
+    salience = geometry[(geometry.score == "salience") & (geometry.design == "factorial_small")]
+    assert salience.groupby(["revision", "weights", "seed", "position", "bos", "layer"]).size().eq(15).all()
+    assert (salience.estimate.notna() | salience.note.str.contains("constant")).all()
+    flagged = geometry[geometry.target == "negated^match"]
+    assert flagged.note.str.startswith("closed under XOR: negated ^ match = truth").all()
+    assert geometry[geometry.estimate.isna()].note.ne("").all()
+
+
+def test_what_comes_first_is_counted_for_every_protocol(smoke):
+    training = tables.read(smoke.root / "results/smoke/tables/training.parquet")
+    counts = training[training.score == "cells_above_or"]
+    assert set(counts.protocol) == {"carriers", "items", "published"}
+    assert counts.note.str.contains("cells").all()
 
 
 def test_the_planted_leak_shows_under_the_published_protocol_only(probes):

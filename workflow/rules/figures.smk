@@ -112,3 +112,30 @@ rule draw_needed:
         code=code("needed.ipynb", "plots"),
     notebook:
         "../notebooks/needed.ipynb"
+
+
+rule draw_geometry:
+    input:
+        geometry="<results>/tables/geometry.parquet",
+        design="<results>/designs/{design}.parquet",
+    output:
+        pdf="<results>/figures/{model}/{design}/geometry.pdf",
+        png=report(
+            "<results>/figures/{model}/{design}/geometry.png",
+            caption="../report/geometry.rst",
+            category="Geometry",
+            labels={"model": "{model}", "design": "{design}", "figure": "how the features lie"},
+        ),
+        csv="<results>/figures/{model}/{design}/geometry.csv",
+    log:
+        notebook="<results>/logs/draw_geometry/{model}/{design}.ipynb",
+    benchmark:
+        "<results>/benchmarks/draw_geometry/{model}/{design}.tsv"
+    conda:
+        "../../envs/plots.yaml"
+    threads: 1
+    params:
+        spec=spec("activations.primary_position", "activations.primary_bos"),
+        code=code("geometry.ipynb", "plots"),
+    notebook:
+        "../notebooks/geometry.ipynb"

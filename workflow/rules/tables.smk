@@ -1,6 +1,6 @@
 """One tidy table per kind of number: the contract between the stages, the figures and whoever reads the results."""
 
-TABLES = ("audit", "behaviour", "health", "probes")
+TABLES = ("audit", "behaviour", "geometry", "health", "probes", "training")
 
 
 rule gather_audit:
@@ -31,6 +31,25 @@ rule gather_behaviour:
         "<results>/logs/gather_behaviour.log",
     benchmark:
         "<results>/benchmarks/gather_behaviour.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("gather_table.py"),
+    script:
+        "../scripts/gather_table.py"
+
+
+rule gather_geometry:
+    input:
+        geometry=parts("geometry", plan.units(config)),
+    output:
+        table="<results>/tables/geometry.parquet",
+    log:
+        "<results>/logs/gather_geometry.log",
+    benchmark:
+        "<results>/benchmarks/gather_geometry.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -79,3 +98,23 @@ rule gather_probes:
         code=code("gather_table.py"),
     script:
         "../scripts/gather_table.py"
+
+
+rule summarise_training:
+    input:
+        probes="<results>/tables/probes.parquet",
+        designs=collect("<results>/designs/{design}.parquet", design=sorted(config["run"]["designs"])),
+    output:
+        table="<results>/tables/training.parquet",
+    log:
+        "<results>/logs/summarise_training.log",
+    benchmark:
+        "<results>/benchmarks/summarise_training.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(),
+        code=code("summarise_training.py"),
+    script:
+        "../scripts/summarise_training.py"

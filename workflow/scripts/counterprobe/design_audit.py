@@ -185,9 +185,9 @@ def _balance(design: Design, promised: bool) -> dict[str, object]:
         f"{counts[item, cell]} times and another cell {counts[item].max()} times"
     )
     whole = (counts > 0).all(axis=1)
-    if promised or (whole.any() and not whole.all()):
+    if promised or (whole.any() and not whole.all() and not design.reweighted):
         return {**row, "verdict": "refused", "message": f"{message}; complete or remove the items"}
-    if not whole.any():
+    if not whole.all():
         message += "; contrasts are estimated with item fixed effects, and a row split leaks"
     return {**row, "verdict": "flagged", "message": message}
 

@@ -63,8 +63,9 @@ class Design:
     Only factors with declared carriers are in there; what realises `match` is the item itself, and a factor
     realised by one word has no entry. `rows` and `files` number the rows of the files a row-random split
     draws from. `marks` are positions of characters: the token that holds the character is read. `readouts`
-    has canonical parities as keys. `priors` are declared shares of True of rare targets. Raises ValueError
-    where the shapes disagree.
+    has canonical parities as keys. `priors` are declared shares of True of rare targets. `reweighted`: incomplete items
+    may stand beside complete ones, and contrasts weigh cells equally all the same. Raises ValueError where the shapes
+    disagree.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Design:
     aliases: dict[str, str]
     readouts: dict[str, ReadOut]
     priors: dict[str, float] = field(default_factory=dict)
+    reweighted: bool = False
 
     def __post_init__(self) -> None:
         arrays = {label: getattr(self, label) for label in ("items", "couples", "strata", "blocks", "rows", "files")}
@@ -134,6 +136,19 @@ def targets(design: Design, max_order: int | None = None) -> dict[str, Bool[np.n
         for size in range(1, order + 1)
         for subset in itertools.combinations(names, size)
     }
+
+
+def closed_under_xor(design: Design, target: str) -> str:
+    """What figures and tables must say of a parity that is itself a named feature: "closed under XOR: negated ^ match =
+    truth". Empty for a basic factor and for a parity without a name.
+
+    Of the features in such an equation each is the XOR of the others: to call one of them an arbitrary XOR is a choice
+    of names.
+    """
+    name = canonical(design, target)
+    if "^" not in name or name not in design.aliases:
+        return ""
+    return f"closed under XOR: {name.replace('^', ' ^ ')} = {design.aliases[name]}"
 
 
 def cells(design: Design) -> Int[np.ndarray, "n"]:
@@ -214,6 +229,7 @@ def write(design: Design, path: str | Path) -> None:
         "aliases": list(design.aliases.items()),
         "readouts": list(design.readouts),
         "priors": list(design.priors.items()),
+        "reweighted": design.reweighted,
     }
     metadata = {b"counterprobe.design": json.dumps(about, ensure_ascii=False).encode()}
     with manifest.atomic(path) as temporary:
@@ -262,6 +278,7 @@ def read(path: str | Path) -> Design:
             for target in about["readouts"]
         },
         priors=dict(about["priors"]),
+        reweighted=about.get("reweighted", False),
     )
 
 
@@ -279,7 +296,8 @@ def from_csv(name: str, spec: Mapping[str, Any], root: str | Path) -> Design:
     Reading positions `last`, and `period` and `before_period` where every text has one, come by themselves.
 
     Either every item has every combination of the features equally often, or none has (a feature drawn by
-    row, or one that is constant within an item): a few incomplete items among complete ones are an error.
+    row, or one that is constant within an item): a few incomplete items among complete ones are an error, unless
+    `unbalanced` is "reweight": then contrasts are those of cell means after item fixed effects.
     Everything that is wrong with a table is a UserError that names file, line and column.
     """
     table = _load(name, spec, Path(root))
@@ -318,6 +336,7 @@ def from_csv(name: str, spec: Mapping[str, Any], root: str | Path) -> Design:
         needed=(),
         aliases={},
         readouts={},
+        reweighted=spec.get("unbalanced") == "reweight",
     )
     design = _with_derived(design, spec.get("derive") or {})
     design = _with_priors(design, spec.get("prior") or {})
@@ -550,8 +569,14 @@ def _check_cells(design: Design) -> None:
             f"design '{design.name}': no text has {absent}, so the features' XORs cannot be told from the "
             "features; add such texts or leave a feature out"
         )
-    if not design.priors and _complete(design.items, design.factors).any():
-        check_balanced(design)
+    if design.priors or design.reweighted or not _complete(design.items, design.factors).any():
+        return
+    problem = _imbalance(design.items, design.item_names, design.factors)
+    if problem:
+        raise UserError(
+            f"design '{design.name}': {problem}; add the missing texts, remove the item, or set "
+            f"designs.{design.name}.unbalanced: reweight"
+        )
 
 
 def _encode(values: Iterable[str]) -> tuple[tuple[str, ...], Int[np.ndarray, "n"]]:

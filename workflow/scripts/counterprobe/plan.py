@@ -93,6 +93,7 @@ def figures(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{model}/{design}/leak"
             if design not in config["run"]["last_only"]:
                 yield f"{model}/{design}/layers_by_step"
+                yield f"{model}/{design}/geometry"
                 if config["run"]["controls"]:
                     yield f"{model}/{design}/ladder"
                 if design in answering:

@@ -46,6 +46,24 @@ RUNG_NAMES = {
     "permuted_columns": "permuted columns",
 }
 EMBEDDING_STYLES = {"kept": (BLUE, "o"), "randomised": (ORANGE, "D")}
+# Colour and marker of up to seven parities; a dashed line is an XOR.
+PARITY_STYLES = (
+    (BLUE, "o"),
+    (GREEN, "s"),
+    (ORANGE, "^"),
+    (VERMILION, "D"),
+    (SKY, "v"),
+    (PURPLE, "P"),
+    (BLACK, "X"),
+)
+# Score: title of its panel, and the levels drawn in it.
+GEOMETRY_PANELS = {
+    "salience": ("salience: share of within-item variance", ()),
+    "gain_share": ("δ: gain modulation (1) or own direction (0)", (0.0, 1.0)),
+    "ccgp": ("cross-condition generalisation (accuracy)", (0.5,)),
+    "parallelism": ("parallelism score", (0.0, 1.0)),
+}
+SALIENCE_FLOOR = 1e-5
 PANELS_PER_ROW = 4
 PLANTED = "planted-additive"
 
@@ -327,6 +345,94 @@ def draw_needed_and_needless(rows: pd.DataFrame, design: designs.Design) -> Figu
     figure.legend(handles, names, loc="lower center", ncols=2, frameon=False, bbox_to_anchor=(0.5, -0.2))
     sns.despine(figure)
     figure.tight_layout()
+    return figure
+
+
+def geometry(table: pd.DataFrame, model: str, design: designs.Design, *, position: str, bos: bool) -> pd.DataFrame:
+    """Geometry of the shown parities at every layer of the last revision of a trained model."""
+    rows = table[
+        (table.weights == "trained")
+        & (table.model == model)
+        & (table.design == design.name)
+        & (table.position == position)
+        & (table.bos == bos)
+        & table.score.isin(GEOMETRY_PANELS)
+        & table.target.isin(shown_targets(design))
+    ]
+    return rows[rows.revision == ordered_revisions(rows)[-1]]
+
+
+def draw_geometry(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """Four panels over layers, a line a parity: salience, gain or own direction, generalisation, parallelism.
+
+    On the logarithmic axis of salience a hollow mark is a value whose interval contains 0, drawn no lower than the floor.
+    """
+    theme()
+    targets = [target for target in shown_targets(design) if (rows.target == target).any()]
+    styles = dict(zip(targets, PARITY_STYLES, strict=False))
+    figure, grid = plt.subplots(2, 2, figsize=(9.2, 6.2))
+    layers = sorted(rows.layer.unique().tolist())
+    for axis, (score, (title, levels)) in zip(grid.flat, GEOMETRY_PANELS.items(), strict=True):
+        of_score = rows[(rows.score == score) & rows.estimate.notna()]
+        for shift, (target, (colour, marker)) in zip(
+            np.linspace(-0.12, 0.12, len(targets)), styles.items(), strict=True
+        ):
+            line = of_score[of_score.target == target].sort_values("layer")
+            if not len(line):
+                continue
+            shown = line.assign(
+                estimate=line.estimate.clip(lower=SALIENCE_FLOOR), lower=line.lower.clip(lower=SALIENCE_FLOOR)
+            )
+            shown = shown if score == "salience" else line
+            shown = shown.assign(upper=np.maximum(shown.upper, shown.estimate))
+            style = "--" if "^" in target else "-"
+            axis.errorbar(
+                shown.layer + shift,
+                shown.estimate,
+                yerr=whiskers(shown),
+                color=colour,
+                marker=marker,
+                linestyle=style,
+                markersize=4.5,
+                linewidth=1.1,
+                elinewidth=0.8,
+                capsize=1.5,
+                label=label(target, design.aliases),
+            )
+            hollow = shown[(line.lower <= 0).to_numpy()] if score == "salience" else shown[:0]
+            axis.plot(
+                hollow.layer + shift,
+                hollow.estimate,
+                linestyle="none",
+                marker=marker,
+                markersize=4.5,
+                color=colour,
+                markerfacecolor="white",
+                zorder=5,
+            )
+        for level in levels:
+            axis.axhline(level, color=GREY, linewidth=1, zorder=0)
+        if score == "salience":
+            axis.set_yscale("log")
+            axis.set_ylim(SALIENCE_FLOOR / 1.6, 1.3)
+        if not len(of_score):
+            axis.text(0.5, 0.5, "nothing told from 0", transform=axis.transAxes, ha="center", color=GREY)
+        axis.set_title(title)
+        axis.set_xlim(layers[0] - 0.35, layers[-1] + 0.35)
+        step = max(1, -(-len(layers) // 9))
+        axis.set_xticks(layers[::step], [str(layer) for layer in layers[::step]])
+    handles: dict[str, object] = {}
+    for axis in grid.flat:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    names = [label(target, design.aliases) for target in targets]
+    names = [name for name in names if name in handles]
+    figure.supxlabel("layer (0: embedding)", fontsize=9, x=0.4)
+    sns.despine(figure)
+    figure.tight_layout(rect=(0, 0, 0.77, 1))
+    figure.legend(
+        [handles[name] for name in names], names, loc="center left", frameon=False, bbox_to_anchor=(0.78, 0.5)
+    )
     return figure
 
 
