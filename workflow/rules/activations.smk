@@ -2,16 +2,16 @@
 
 
 def what_is_read(wildcards):
-    """Trained weights do not depend on the ladder, nor a rung on the positions that only trained weights are read at."""
+    """Trained weights do not depend on the ladder, nor a rung on the choice of BOS that only trained weights get."""
     shared = [
         f"activations.{key}"
-        for key in ("backend", "dtype", "token_budget", "threads", "layers")
+        for key in ("positions", "backend", "dtype", "token_budget", "threads", "layers")
         if key in config["activations"]
     ]
     if wildcards.weights == plan.TRAINED:
-        own = ["activations.positions", "activations.bos"]
+        own = ["activations.bos"]
     else:
-        own = ["activations.primary_position", "activations.primary_bos", "controls.seeds", "controls.embeddings"]
+        own = ["activations.primary_bos", "controls.seeds", "controls.embeddings"]
     return spec(*shared, *own, "designs.{design}.unreadable")(wildcards)
 
 

@@ -18,7 +18,7 @@ rule train_probes:
     resources:
         gpu=gpus(),
     params:
-        spec=spec("probes", "statistics", "designs.{design}.protocols"),
+        spec=spec("probes", "statistics", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("train_probes.py"),
     script:
         "../scripts/train_probes.py"
@@ -43,7 +43,7 @@ rule control_probes:
         spec=spec(
             "probes",
             "statistics",
-            "activations.primary_position",
+            "activations.positions",
             "activations.primary_bos",
             "designs.{design}.protocols",
         ),

@@ -1,4 +1,4 @@
-"""Hold probes against labels and representations that cannot carry the feature, at the primary read position.
+"""Hold probes against labels and representations that cannot carry the feature,.
 
 Random dichotomies of the cells (selectivity), shuffled labels, random labels per carrier; the model's own activations
 with the target's effect subtracted; the same after erasing the target's two features; and the bits that activations add

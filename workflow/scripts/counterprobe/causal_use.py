@@ -111,12 +111,11 @@ def measure(
 ) -> pd.DataFrame:
     """Effects of swapping every chosen target at every chosen layer, and of every null direction (`seed` numbers them).
 
-    spec: `use` (layers, items, nulls, beside, seed), `activations.primary_*`, `probes` (folds), `statistics`,
+    spec: `use` (layers, items, nulls, beside, seed), `activations.positions` and `primary_bos`, `probes` (folds), `statistics`,
     `design.protocols`. Rows have the score `effect` (a share of the gap) or `divergence` (bits); `effect_on_R` is the effect
     on another read-out R, in shares of R's own gap. Raises UserError for a layer that does not exist.
     """
-    settings, site_of = spec["use"], spec["activations"]
-    position, bos = site_of["primary_position"], site_of["primary_bos"]
+    settings, bos = spec["use"], spec["activations"]["primary_bos"]
     protocol = splits.primary_protocol(
         design, spec["design"]["protocols"], n_folds=spec["probes"]["outer_folds"], seed=spec["probes"]["seed"]
     )
@@ -131,24 +130,25 @@ def measure(
     source = checkpoints.open_checkpoint(checkpoint)
     tokenizer = tokenization.load_tokenizer(source)
     model = language_model.load(source, device=device)
-    groups = list(group(design, chosen, tokenizer, model, position=position, bos=bos))
     rows: list[dict[str, Any]] = []
-    for layer in layers_of(settings["layers"], store.layers):
-        features = np.asarray(store.matrix(position, bos, layer), dtype=np.float64)
-        site = {
-            **tables.NOT_APPLICABLE,
-            **cell,
-            "step": step_of(cell["revision"]),
-            "position": position,
-            "bos": bos,
-            "layer": layer,
-            "protocol": protocol,
-        }
-        swap = _Swap(model, tokenizer, groups, design, chosen, layer)
-        for target in progress.bar(targets_of(design), label=f"swaps, layer {layer}"):
-            rng = np.random.default_rng([settings["seed"], layer, list(designs.targets(design)).index(target)])
-            drawn = directions(features, design, folds, target, settings, rng)
-            rows += _rows(swap, drawn, design, chosen, fold_of, target, spec["statistics"], settings, site)
+    for position in spec["activations"]["positions"]:
+        groups = list(group(design, chosen, tokenizer, model, position=position, bos=bos))
+        for layer in layers_of(settings["layers"], store.layers):
+            features = np.asarray(store.matrix(position, bos, layer), dtype=np.float64)
+            site = {
+                **tables.NOT_APPLICABLE,
+                **cell,
+                "step": step_of(cell["revision"]),
+                "position": position,
+                "bos": bos,
+                "layer": layer,
+                "protocol": protocol,
+            }
+            swap = _Swap(model, tokenizer, groups, design, chosen, layer)
+            for target in progress.bar(targets_of(design), label=f"swaps at {position}, layer {layer}"):
+                rng = np.random.default_rng([settings["seed"], layer, list(designs.targets(design)).index(target)])
+                drawn = directions(features, design, folds, target, settings, rng)
+                rows += _rows(swap, drawn, design, chosen, fold_of, target, spec["statistics"], settings, site)
     return tables.frame(rows)
 
 

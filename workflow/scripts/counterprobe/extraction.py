@@ -1,8 +1,8 @@
 """Activations of one cell of the experiment: which weights, which texts, which read positions.
 
 Trained weights are read at every configured position, with and without BOS. A rung of the ladder is a recipe that is
-applied in memory to the verified checkpoint; all of its seeds and embedding variants are read here, at the primary
-position, each from a fresh copy of the trained weights.
+applied in memory to the verified checkpoint; all of its seeds and embedding variants are read here, with the primary
+choice of BOS, each from a fresh copy of the trained weights.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def run(
         model = language_model.load(source, device=device)
         activations.extract(model, tokenizer, design, reading, folder, backend=reading["backend"])
         return content
-    reading |= {"positions": [reading["primary_position"]], "bos": [reading["primary_bos"]]}
+    reading |= {"bos": [reading["primary_bos"]]}
     for embeddings in spec["controls"]["embeddings"]:
         for seed in range(spec["controls"]["seeds"]):
             model = language_model.load(source, device="cpu")

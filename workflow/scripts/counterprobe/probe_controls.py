@@ -1,6 +1,6 @@
 """What the same probes read where the feature cannot be: random labels, and activations from which it was taken.
 
-All at the primary read position, on the first protocol of the design that holds something out. Each row compares like
+All with the primary choice of BOS, on the first protocol of the design that holds something out. Each row compares like
 with like: same folds, same number of texts, and for dichotomies one penalty, the middle of the grid, for both sides (at
 the target's own best penalty it would be favoured).
 
@@ -56,10 +56,10 @@ def measure(
     store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
 ) -> pd.DataFrame:
     """Every control of this module at every layer of every unit of a store. spec: `probes`, `statistics`,
-    `activations.primary_*` and `design.protocols`. `cell` names model, revision, weights and design.
+    `activations.positions`, `activations.primary_bos` and `design.protocols`. `cell` names model, revision, weights and design.
     """
     settings = spec["probes"]
-    position, bos = spec["activations"]["primary_position"], spec["activations"]["primary_bos"]
+    bos = spec["activations"]["primary_bos"]
     protocols = {
         protocol: folds
         for protocol, folds in probe_grid.testable(design, spec["design"]["protocols"], settings)
@@ -73,7 +73,8 @@ def measure(
     labels = np.stack(list(targets.values()), axis=1)
     resampling = probe_grid.resample(design, list(targets), spec["statistics"], settings["seed"])
     rows: list[dict[str, Any]] = []
-    for embeddings, seed in progress.bar(list(store.units), label="controls"):
+    places = [(unit, position) for unit in store.units for position in spec["activations"]["positions"]]
+    for (embeddings, seed), position in progress.bar(places, label="controls"):
         site = {
             **tables.NOT_APPLICABLE,
             **cell,

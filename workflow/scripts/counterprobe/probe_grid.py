@@ -89,7 +89,8 @@ class Resampling:
 def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str) -> Grid:
     """Probe every site (position, BOS, layer) of every unit of a store, for every target and protocol.
 
-    spec: `probes`, `statistics` and `design.protocols`. `cell` names model, revision, weights and design and goes into
+    spec: `probes`, `statistics`, `activations.primary_bos` and `design.protocols`: those after the first stand beside it,
+    and are read with the primary choice of BOS only. `cell` names model, revision, weights and design and goes into
     every row. A protocol with nothing to hold out gives no rows, and says so in the log.
     """
     settings = spec["probes"]
@@ -118,6 +119,8 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
         for protocol, folds in protocols.items():
             # Items alone held out is there beside the reference probe's own protocol, not for every family of probes.
             first = protocol == next(iter(protocols)) and protocol != PUBLISHED
+            if not first and bos != spec["activations"]["primary_bos"]:
+                continue
             kinds = settings["kinds"] if first else [REFERENCE]
             for kind in kinds:
                 held_out = hold_out(features, labels, design, protocol, folds, settings, kind)
