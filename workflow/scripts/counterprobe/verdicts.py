@@ -82,13 +82,14 @@ class Measured:
             return max(least, 0.5)
         spread = (self.estimate - self.lower) / special.stdtrit(self.units - 1, (1 + self.confidence) / 2)
         spread *= np.sqrt(variance_factor)
-        if spread <= 0:
+        # Intervals come rounded to six digits; below that a spread is none.
+        if spread <= 1e-9:
             return least
         return max(least, float(special.stdtr(self.units - 1, (level - self.estimate) / spread)))
 
     def inside(self, level: float, margin: float) -> bool:
         """Whether the whole interval lies inside level ± margin."""
-        return bool(statistics.equivalence(np.array(self.lower), np.array(self.upper), margin, level))
+        return bool(statistics.equivalence(np.array([self.lower]), np.array([self.upper]), margin, level)[0])
 
 
 @dataclass(frozen=True)
