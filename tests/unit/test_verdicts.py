@@ -106,9 +106,7 @@ class TestOneMoreDraw:
             mixes /= np.linalg.norm(mixes, axis=1, keepdims=True)
             read_well = ((mixes @ rng.standard_normal((rank, d))) ** 2).sum(axis=1)
             target = (rng.standard_normal(d) ** 2).sum()
-            p.append(
-                verdicts.singled_out_p(Dichotomies(target, read_well.mean(), read_well.std(ddof=1), count, rank))
-            )
+            p.append(verdicts.singled_out_p(Dichotomies(target, read_well.mean(), read_well.std(ddof=1), count, rank)))
         rejected = (np.array(p) < 0.05).mean()
         assert 0.035 < rejected < 0.064
 
@@ -185,9 +183,7 @@ class TestRead:
         assert (verdict == verdicts.LEARNED) == (decodable <= 0.05 and learned <= 0.05)
         assert (verdict == verdicts.DECODABLE) == (decodable <= 0.05 < learned)
 
-    @given(
-        st.floats(0.3, 1), st.floats(0.001, 0.3), st.floats(-0.2, 0.5), st.floats(0.3, 1), st.floats(0.0001, 0.2)
-    )
+    @given(st.floats(0.3, 1), st.floats(0.001, 0.3), st.floats(-0.2, 0.5), st.floats(0.3, 1), st.floats(0.0001, 0.2))
     def test_the_conjunction_is_never_surer_than_its_legs(self, accuracy, width, selectivity, rung, spread):
         legs = verdicts.read_legs(
             evidence(

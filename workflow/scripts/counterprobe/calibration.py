@@ -149,9 +149,7 @@ def read_evidence(
         testable=True,
         margin=on.settings["calibration"]["margins"][protocol],
         dichotomies=against.labellings[0] if selective else None,
-        contrast_p=float(
-            statistics.sign_flip_p(contrasts, clusters, on.settings["statistics"]["sign_flips"], rng)
-        ),
+        contrast_p=float(statistics.sign_flip_p(contrasts, clusters, on.settings["statistics"]["sign_flips"], rng)),
     )
 
 
@@ -337,7 +335,7 @@ def calibrate(spec: Mapping[str, Any], experiment: str) -> pd.DataFrame:
     """
     on, planted = bench(spec), spec["calibration"]
     name = experiment.removeprefix("power_")
-    effects = [0.0] if experiment in NULLS else planted["effects"][name]
+    effects = [0.0] if experiment in NULLS else [float(effect) for effect in planted["effects"][name]]
     draws = planted["draws"] if experiment in NULLS else planted["power_draws"]
     protocol = "none" if "used" in name or name in ("orthogonal", "unrelated") else "carriers"
     protocol = "items" if name == "decodable" else protocol
@@ -345,10 +343,10 @@ def calibrate(spec: Mapping[str, Any], experiment: str) -> pd.DataFrame:
     by_effect: dict[str, list[tuple[float, int]]] = {}
     for effect, found in zip(effects, _draws(PLANTED[experiment], on, experiment, effects, draws), strict=True):
         at = _row(spec, experiment, f"effect-{effect:g}", protocol, draws)
-        rows.append({**at, "score": "effect", "level": 0.0, "estimate": float(effect)})
+        rows.append({**at, "score": "effect", "level": 0.0, "estimate": effect})
         rows += rate_rows(found, at, WRONG.get(experiment, ()))
         for verdict in found.columns.intersection(["decodable", "learned", "used"]):
-            by_effect.setdefault(verdict, []).append((float(effect), int(found[verdict].sum())))
+            by_effect.setdefault(verdict, []).append((effect, int(found[verdict].sum())))
     if experiment == "look_ups":
         [shared] = _draws(_look_ups_shared, on, "look_ups_shared", [0.0], planted["power_draws"])
         rows += rate_rows(shared, _row(spec, experiment, "effect-0", "items", planted["power_draws"]), ())
@@ -360,15 +358,11 @@ def calibrate(spec: Mapping[str, Any], experiment: str) -> pd.DataFrame:
     return tables.frame(rows)
 
 
-def _draws(
-    planted: Draw, on: Bench, experiment: str, effects: Sequence[float], draws: int
-) -> Iterator[pd.DataFrame]:
+def _draws(planted: Draw, on: Bench, experiment: str, effects: Sequence[float], draws: int) -> Iterator[pd.DataFrame]:
     # Named, not numbered: a family keeps its draws when another is added.
     key = [on.settings["calibration"]["seed"], *experiment.encode()]
-    for index, effect in enumerate(progress.bar(list(effects), label=experiment)):
-        yield pd.DataFrame(
-            [planted(on, np.random.default_rng([*key, index, draw]), float(effect)) for draw in range(draws)]
-        )
+    for index, effect in enumerate(progress.bar(effects, label=experiment)):
+        yield pd.DataFrame([planted(on, np.random.default_rng([*key, index, draw]), effect) for draw in range(draws)])
 
 
 def rate_rows(found: pd.DataFrame, at: Mapping[str, Any], wrong: Sequence[str]) -> Iterator[dict[str, Any]]:

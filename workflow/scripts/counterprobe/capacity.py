@@ -77,7 +77,9 @@ def measure(
     position, bos = spec["activations"]["primary_position"], spec["activations"]["primary_bos"]
     layer = store.layers[-1] if capacity["layer"] == "last" else capacity["layer"]
     if layer not in store.layers:
-        raise UserError(f"config, capacity.layer: there is no layer {layer}; layers are 0 to {store.layers[-1]}, or last")
+        raise UserError(
+            f"config, capacity.layer: there is no layer {layer}; layers are 0 to {store.layers[-1]}, or last"
+        )
     protocols = probe_grid.testable(design, spec["design"]["protocols"], settings)
     chosen = next(((protocol, folds) for protocol, folds in protocols if protocol != PUBLISHED), None)
     if chosen is None:

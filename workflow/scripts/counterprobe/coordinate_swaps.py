@@ -28,7 +28,7 @@ from counterprobe import designs, statistics
 from counterprobe.designs import Design
 from counterprobe.verdicts import Measured, UseEvidence
 
-WITHIN_CELL, DICHOTOMY = "within-cell", "dichotomy"
+WITHIN_CELL, DICHOTOMIES = "within-cell", "dichotomies"
 # What a read-out says of texts with these residual vectors: (vectors [n, d], numbers of the texts [n]) -> [n].
 ReadOut = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -70,7 +70,7 @@ def directions(
     nulls = {WITHIN_CELL: null(rng.standard_normal((n_nulls, len(here))) @ deviations)}
     if dichotomies.shape[1]:
         chosen = rng.permutation(dichotomies.shape[1])[:n_nulls]
-        nulls[DICHOTOMY] = null(np.stack([_effect(centred, dichotomies[rows, k]) for k in chosen]))
+        nulls[DICHOTOMIES] = null(np.stack([_effect(centred, dichotomies[rows, k]) for k in chosen]))
     others = np.stack([effect for name, effect in effects.items() if name != target])
     return Directions(effects[target], _without(effects[target][None], others)[0], nulls)
 

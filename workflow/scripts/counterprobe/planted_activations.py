@@ -73,7 +73,7 @@ def background(design: Design, width: int, rng: np.random.Generator) -> Float[np
         by_cell = half_sign(design, factor) * _normal(rng, 1, width)
         if factor in design.carriers:
             tokens = 2 * design.carriers[factor] + design.factors[factor]
-            by_cell += (sd[factor] * _normal(rng, tokens.max() + 1, width))[tokens]
+            by_cell += (sd[factor] * _normal(rng, int(tokens.max()) + 1, width))[tokens]
         x += by_cell
     return x
 
@@ -86,7 +86,7 @@ def effect(design: Design, target: str, direction: Float[np.ndarray, " d"]) -> F
 def look_ups(design: Design, width: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
     """A vector for every name, where the text is negated."""
     tokens = 2 * design.carriers["speaker"] + design.factors["speaker"]
-    return design.factors["negated"][:, None] * _normal(rng, tokens.max() + 1, width)[tokens]
+    return design.factors["negated"][:, None] * _normal(rng, int(tokens.max()) + 1, width)[tokens]
 
 
 def mixing(design: Design, width: int, length: float, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
