@@ -43,7 +43,7 @@ from torch import Tensor
 from counterprobe import designs, label_controls, probe_controls, probe_grid, probes, progress, statistics, tables
 from counterprobe.activations import Store
 from counterprobe.designs import Design
-from counterprobe.probe_grid import REFERENCE, PUBLISHED, Resampling
+from counterprobe.probe_grid import PUBLISHED, REFERENCE, Resampling
 from counterprobe.progress import UserError
 from counterprobe.revisions import step_of
 from counterprobe.splits import Fold

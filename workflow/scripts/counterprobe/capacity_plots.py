@@ -50,7 +50,7 @@ def draw(shown: pd.DataFrame, design: designs.Design) -> Figure:
     plots.theme()
     order = families(shown)
     targets = [target for target in designs.targets(design) if (shown.target == target).any()]
-    styles = dict(zip(targets, zip(sns.color_palette("colorblind"), "osD^vPX*<>"), strict=False))
+    styles = dict(zip(targets, zip(sns.color_palette("colorblind"), "osD^vPX*<>", strict=True), strict=False))
     figure, axes = plots.panels(4, sharey=False, height=2.9)
     main = (shown.weights == TRAINED) & (shown.control == "none") & (shown.score != ABOVE_RUNG)
     rungs = (shown.weights != TRAINED) & (shown.control == "none")

@@ -51,7 +51,7 @@ def directions(
     n_nulls: int,
     rng: np.random.Generator,
 ) -> Directions:
-    """Fitted on `rows`, whose cells must be filled alike. Nulls avoid the effects of the factors and of the needed parities."""
+    """Fitted on `rows`, whose cells must be filled alike. Nulls avoid the effects of factors and of needed parities."""
     here = np.asarray(x[rows], dtype=np.float64)
     centred = here - here.mean(axis=0)
     target = designs.canonical(design, target)

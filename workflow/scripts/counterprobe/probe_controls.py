@@ -7,8 +7,8 @@ the target's own best penalty it would be favoured).
     dichotomy           random balanced labellings of the 2^m cells, orthogonal to every basic factor, to the parities
                         the model needs and to the target. `accuracy` is their mean; `selectivity` is the target's
                         accuracy minus that mean, paired text by text; `spread` is their standard deviation and
-                        `rank` the number of parities they span (for `verdicts`). Any network that mixes its inputs carries some
-                        of every dichotomy; a target that is no better than those is not singled out.
+                        `rank` the number of parities they span (for `verdicts`). Any network that mixes its inputs
+                        carries some of every dichotomy; a target that is no better than those is not singled out.
     shuffled            labels permuted within items: must be one half, a check of the code and of the split
     control_task        a random label for each carrier on a split that shares carriers (Hewitt and Liang 2019,
                         arXiv 1909.03368): how much a probe can memorise. The real label on that split is in the rows

@@ -110,9 +110,10 @@ class ReadEvidence:
     accuracy: held out, under the protocol the verdict rests on. selectivity: accuracy − dichotomies, paired; None where
     the design has too few factors for dichotomies. dichotomies: their own accuracies, at the target's folds and penalty,
     and the rank of the parities they span; None where not measured. contrast_p: of the target's Walsh contrast, by sign
-    flips of the units that the protocol holds out; None where the layout does not determine it. trained and rungs: one score, comparable with each other (accuracy, or
-    bits where a rung is nearly perfect), for the trained model and for each seed of each rung. beyond_tokens: bits that
-    activations add to the tokens; None where not measured. testable: some factor of the target is held out.
+    flips of the units that the protocol holds out; None where the layout does not determine it. trained and rungs: one
+    score, comparable with each other (accuracy, or bits where a rung is nearly perfect), for the trained model and for
+    each seed of each rung. beyond_tokens: bits that activations add to the tokens; None where not measured. testable:
+    some factor of the target is held out.
     """
 
     accuracy: Measured
