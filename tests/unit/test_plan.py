@@ -67,6 +67,12 @@ def test_label_controls_on_trained_weights_of_controlled_revisions():
     assert [(u.revision, u.weights, u.design) for u in plan.controlled_units(config())] == [("step6", "trained", "f")]
 
 
+def test_capacity_is_measured_under_every_kind_of_weights_at_the_controlled_revisions():
+    units = list(plan.capacity_units(config()))
+    assert {(u.revision, u.design) for u in units} == {("step6", "f")}
+    assert {u.weights for u in units} == {"trained", "init", "gaussian"}
+
+
 def test_only_generated_factorial_texts_are_answered():
     assert {u.design for u in plan.answering_units(config(designs=["f", "r", "c"]))} == {"f"}
 
@@ -75,11 +81,16 @@ def test_figures_follow_the_designs():
     assert set(plan.figures(config())) == {
         "m/f/layers_by_step",
         "m/f/geometry",
+        "m/f/capacity",
         "m/f/ladder",
         "m/f/needed",
         "m/r/leak",
     }
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {"m/c/layers_by_step", "m/c/geometry"}
+    assert set(plan.figures(config(designs=["c"], controls=[]))) == {
+        "m/c/layers_by_step",
+        "m/c/geometry",
+        "m/c/capacity",
+    }
 
 
 def test_a_controlled_revision_has_to_exist():

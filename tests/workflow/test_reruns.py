@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 SMOKE = ("--configfile", "config/smoke.yaml")
-FIGURES = {"draw_geometry", "draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+FIGURES = {"draw_capacity", "draw_geometry", "draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
 
 
 @pytest.fixture
@@ -46,12 +47,10 @@ def overlay(smoke, **changes):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        (
-            "statistics__resamples",
-            300,
-            {"measure_behaviour", "train_probes", "control_probes", "measure_geometry", "probe_planted"},
-        ),
-        ("probes__shuffles", 3, {"train_probes", "control_probes", "probe_planted"}),
+        ("statistics__resamples", 300, PROBING | {"measure_behaviour", "measure_geometry"}),
+        ("probes__shuffles", 3, PROBING),
+        ("capacity__epochs", 3, {"probe_capacity"}),
+        ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
         ("activations__token_budget", 4096, {"extract_activations"}),
@@ -96,14 +95,15 @@ def test_the_order_of_keys_and_how_a_number_is_written_change_nothing(smoke, cha
 
 MODULES = {
     "planted": {"probe_planted"},
-    "probe_controls": {"control_probes"},
+    "probe_controls": {"control_probes", "probe_capacity"},
+    "capacity": {"probe_capacity"},
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": {"train_probes", "control_probes", "measure_geometry", "probe_planted"},
+    "probes": PROBING | {"measure_geometry"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": {"train_probes", "control_probes", "measure_geometry", "probe_planted"},
-    "label_controls": {"control_probes", "measure_geometry"},
+    "probe_grid": PROBING | {"measure_geometry"},
+    "label_controls": {"control_probes", "measure_geometry", "probe_capacity"},
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "progress": set(),

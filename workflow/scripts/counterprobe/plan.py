@@ -66,6 +66,14 @@ def controlled_units(config: Mapping[str, Any]) -> Iterator[Unit]:
             yield unit
 
 
+def capacity_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The cells that are read with probes of growing capacity: every kind of weights at the controlled revisions."""
+    for unit in units(config):
+        controlled = unit.revision in control_revisions(config, unit.model)
+        if controlled and unit.design not in config["run"]["last_only"]:
+            yield unit
+
+
 def randomised_units(config: Mapping[str, Any]) -> Iterator[Unit]:
     """The cells that are compared with the trained model of the same revision."""
     return (unit for unit in units(config) if unit.weights != TRAINED)
@@ -94,6 +102,7 @@ def figures(config: Mapping[str, Any]) -> Iterator[str]:
             if design not in config["run"]["last_only"]:
                 yield f"{model}/{design}/layers_by_step"
                 yield f"{model}/{design}/geometry"
+                yield f"{model}/{design}/capacity"
                 if config["run"]["controls"]:
                     yield f"{model}/{design}/ladder"
                 if design in answering:

@@ -6,8 +6,9 @@ the target's own best penalty it would be favoured).
 
     dichotomy           random balanced labellings of the 2^m cells, orthogonal to every basic factor, to the parities
                         the model needs and to the target. `accuracy` is their mean; `selectivity` is the target's
-                        accuracy minus that mean, paired text by text. Any network that mixes its inputs carries some
-                        of every dichotomy; a target that is no better than those is not singled out.
+                        accuracy minus that mean, paired text by text; `spread` is their standard deviation and
+                        `rank` the number of parities they span (for `verdicts`). Any network that mixes its inputs
+                        carries some of every dichotomy; a target that is no better than those is not singled out.
     shuffled            labels permuted within items: must be one half, a check of the code and of the split
     control_task        a random label for each carrier on a split that shares carriers (Hewitt and Liang 2019,
                         arXiv 1909.03368): how much a probe can memorise. The real label on that split is in the rows
@@ -25,7 +26,7 @@ Where the design has a rare feature these rows are balanced accuracies, and rand
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ from counterprobe.probe_grid import REFERENCE, HeldOut, Resampling
 from counterprobe.progress import UserError
 from counterprobe.revisions import step_of
 from counterprobe.splits import Fold
+from counterprobe.verdicts import Dichotomies
 
 
 def measure(
@@ -157,20 +159,57 @@ def _dichotomies(
     if not members:
         return
     penalty = settings["penalties"][len(settings["penalties"]) // 2]
-    both = np.concatenate([labels, pool], axis=1)
-    correct = probe_grid.cross_validate(
-        features, both, [without_inner(fold) for fold in folds], [penalty], REFERENCE
-    ).correct
-    real, drawn = correct[:, : len(targets)], correct[:, len(targets) :]
-    mean = np.full(real.shape, np.nan)
-    for column, target in enumerate(targets):
-        if target in members:
-            mean[:, column] = drawn[:, members[target]].mean(axis=1)
+    columns = {targets.index(target): chosen for target, chosen in members.items()}
+    against = against_dichotomies(features, labels, pool, columns, folds, penalty)
+    real, mean = against.correct, against.mean
     shown = [target for target in targets if target in members]
     note = f"{min(len(m) for m in members.values())} or more dichotomies, each up to its sign"
     row = {**site, "control": "dichotomy", "note": note}
     yield from _paired(mean, resampling, targets, {**row, "score": "accuracy", "level": 0.5}, only=shown)
     yield from _paired(real - mean, resampling, targets, {**row, "score": "selectivity", "level": 0.0}, only=shown)
+    for column, labellings in against.labellings.items():
+        # Whether the target is more than one more labelling depends on how much those differ from one another.
+        spread = {**row, "target": targets[column], "level": float("nan"), "n_texts": len(labels)}
+        yield {**spread, "score": "spread", "estimate": labellings.spread, "n_groups": labellings.count}
+        yield {**spread, "score": "rank", "estimate": float(labellings.rank), "n_groups": labellings.count}
+
+
+@dataclass(frozen=True)
+class AgainstDichotomies:
+    """Right answers on targets and, beside each, the mean over its dichotomies [n, T], NaN where it has none."""
+
+    correct: Float[np.ndarray, "n T"]
+    mean: Float[np.ndarray, "n T"]
+    labellings: dict[int, Dichotomies]
+
+
+def against_dichotomies(
+    features: Float[Tensor, "n d"],
+    labels: Bool[np.ndarray, "n T"],
+    pool: Bool[np.ndarray, "n P"],
+    members: Mapping[int, np.ndarray],
+    folds: Sequence[Fold],
+    penalty: float,
+) -> AgainstDichotomies:
+    """Targets and their dichotomies in one batch, at one penalty. `members`: column of a target -> columns of the pool."""
+    both = np.concatenate([labels, pool], axis=1)
+    outer = [without_inner(fold) for fold in folds]
+    correct = probe_grid.cross_validate(features, both, outer, [penalty], REFERENCE).correct
+    real, drawn = correct[:, : labels.shape[1]], correct[:, labels.shape[1] :]
+    mean = np.full(real.shape, np.nan)
+    accuracy, labellings = np.nanmean(correct, axis=0), {}
+    for column, chosen in members.items():
+        mean[:, column] = drawn[:, chosen].mean(axis=1)
+        reached = accuracy[labels.shape[1] + chosen]
+        signs = np.where(np.unique(pool[:, chosen], axis=0), 1, -1)
+        labellings[column] = Dichotomies(
+            target=float(accuracy[column]),
+            mean=float(reached.mean()),
+            spread=float(reached.std(ddof=1)),
+            count=len(chosen),
+            rank=int(np.linalg.matrix_rank(signs)),
+        )
+    return AgainstDichotomies(real, mean, labellings)
 
 
 def without_inner(fold: Fold) -> Fold:

@@ -21,10 +21,22 @@ USE, from swapping the coordinate to its counterfactual (`causal_use`):
 *Legs.* Each condition has a one-sided p-value. An interval [l, u] of an estimate m over g units gives
 p = 1 − F((m − level) / s), s = (m − l) / t(g − 1), F Student's t with g − 1 degrees of freedom: the studentised
 interval turned into a test, since no affordable number of resamples reaches the p-values that Holm's correction asks
-for. It is never below 2^(1 − g), the least that g units can show. A rung with k seeds is one more draw away:
-p = 1 − F((trained − mean) / (s √(1 + 1/k))) with k − 1 degrees of freedom, the 95% prediction bound of
-`statistics.prediction_bound` turned around. A conjunction has the largest p-value of its legs (Berger 1982,
-https://doi.org/10.1080/00401706.1982.10487790), and is corrected over targets and models by Holm's rule.
+for. It is never below 2^(1 − g), the least that g units can show. A conjunction has the largest p-value of its legs
+(Berger 1982, https://doi.org/10.1080/00401706.1982.10487790), and is corrected over targets and models by Holm's rule.
+
+decodable     Two p-values, the larger counts. (1) Of the held-out accuracy, s² doubled: where nothing is there, a unit i
+              that helps to test j by chance is helped by j as much, so a cross-validated sum counts every pair of units
+              twice, and an interval over units, which takes them for independent, has half the variance (a degenerate
+              U-statistic; no unbiased estimate exists, Bengio and Grandvalet 2004, JMLR 5). (2) Of the contrast itself,
+              by sign flips of whole carriers, exact: an accuracy is above one half too where the texts of one cell are
+              noisier than those of another, and no XOR of the means is there.
+selective     Two p-values again. (1) Of the paired difference from the mean dichotomy, s² doubled: is it there at all.
+              (2) Of the target as one more labelling: a network that mixes its inputs at random has some labellings that
+              are read better than others, and with enough texts each differs from their mean. N dichotomies span r
+              parities, so r of them are independent and their mean has the variance σ²/r, whatever N:
+              p = 1 − F((target − mean) / (σ √(1 + 1/r))), r − 1 degrees of freedom, σ² = s² (1 − 1/N) / (1 − 1/r).
+rungs         k seeds; one more seed: p = 1 − F((trained − mean) / (s √(1 + 1/k))) with k − 1 degrees of freedom, the
+              95% prediction bound of `statistics.prediction_bound` turned around.
 
 Pitfalls: "above every rung" is only as strong as the ladder, and a rung whose activations have collapsed is no rung.
 A target that is closed under XOR with two others (match, negated, truth) is an arbitrary XOR in none of its readings.
@@ -45,6 +57,8 @@ INCONCLUSIVE = "inconclusive"
 READS = (NOT_TESTABLE, ABSENT, DECODABLE, LEARNED, INCONCLUSIVE)
 USES = (USED, USED_UNPREDICTED, NOT_USED, INCONCLUSIVE)
 ALPHA = 0.05
+# Variance of a cross-validated mean where nothing is there, over what an interval over its units shows.
+COUNTED_TWICE = 2.0
 TOKENS = "tokens"
 DICHOTOMIES = "dichotomies"
 
@@ -59,21 +73,34 @@ class Measured:
     units: int
     confidence: float = 0.95
 
-    def p_above(self, level: float) -> float:
-        """One-sided p-value of "not above level"; 1 where there is no interval."""
+    def p_above(self, level: float, variance_factor: float = 1.0) -> float:
+        """One-sided p-value of "not above level"; 1 where there is no interval. The factor multiplies s²."""
         if not np.isfinite([self.estimate, self.lower]).all() or self.units < 2:
             return 1.0
         least = 2.0 ** (1 - self.units)
         if self.estimate <= level:
             return max(least, 0.5)
         spread = (self.estimate - self.lower) / special.stdtrit(self.units - 1, (1 + self.confidence) / 2)
-        if spread <= 0:
+        spread *= np.sqrt(variance_factor)
+        # Intervals come rounded to six digits; below that a spread is none.
+        if spread <= 1e-9:
             return least
         return max(least, float(special.stdtr(self.units - 1, (level - self.estimate) / spread)))
 
     def inside(self, level: float, margin: float) -> bool:
         """Whether the whole interval lies inside level ± margin."""
-        return bool(statistics.equivalence(np.array(self.lower), np.array(self.upper), margin, level))
+        return bool(statistics.equivalence(np.array([self.lower]), np.array([self.upper]), margin, level)[0])
+
+
+@dataclass(frozen=True)
+class Dichotomies:
+    """A target's accuracy and those of the dichotomies it is held against, by mean, standard deviation (N − 1), N and rank."""
+
+    target: float
+    mean: float
+    spread: float
+    count: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -81,9 +108,12 @@ class ReadEvidence:
     """What was measured of one target at one site.
 
     accuracy: held out, under the protocol the verdict rests on. selectivity: accuracy − dichotomies, paired; None where
-    the design has too few factors for dichotomies. trained and rungs: one score, comparable with each other (accuracy, or
-    bits where a rung is nearly perfect), for the trained model and for each seed of each rung. beyond_tokens: bits that
-    activations add to the tokens; None where not measured. testable: some factor of the target is held out.
+    the design has too few factors for dichotomies. dichotomies: their own accuracies, at the target's folds and penalty,
+    and the rank of the parities they span; None where not measured. contrast_p: of the target's Walsh contrast, by sign
+    flips of the units that the protocol holds out; None where the layout does not determine it. trained and rungs: one
+    score, comparable with each other (accuracy, or bits where a rung is nearly perfect), for the trained model and for
+    each seed of each rung. beyond_tokens: bits that activations add to the tokens; None where not measured. testable:
+    some factor of the target is held out.
     """
 
     accuracy: Measured
@@ -93,6 +123,8 @@ class ReadEvidence:
     beyond_tokens: Measured | None
     testable: bool
     margin: float
+    dichotomies: Dichotomies | None = None
+    contrast_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +164,27 @@ def rung_p(trained: float, seeds: Float[np.ndarray, " k"]) -> float:
     return float(special.stdtr(k - 1, (seeds.mean() - trained) / spread))
 
 
+def singled_out_p(labellings: Dichotomies) -> float:
+    """p-value of "the target is one more random labelling" against "it is read better"; 1 below rank two."""
+    count, rank = labellings.count, min(labellings.rank, labellings.count)
+    if rank < 2 or not np.isfinite([labellings.target, labellings.mean, labellings.spread]).all():
+        return 1.0
+    spread = labellings.spread * np.sqrt((1 - 1 / count) / (1 - 1 / rank) * (1 + 1 / rank))
+    if spread == 0:
+        return 0.0 if labellings.target > labellings.mean else 1.0
+    return float(special.stdtr(rank - 1, (labellings.mean - labellings.target) / spread))
+
+
 def read_legs(evidence: ReadEvidence) -> ReadLegs:
     """Every condition of `learned`, one p-value each."""
+    decodable = evidence.accuracy.p_above(0.5, COUNTED_TWICE)
+    if evidence.contrast_p is not None:
+        decodable = max(decodable, evidence.contrast_p)
+    selective = [] if evidence.selectivity is None else [evidence.selectivity.p_above(0.0, COUNTED_TWICE)]
+    selective += [] if evidence.dichotomies is None else [singled_out_p(evidence.dichotomies)]
     return ReadLegs(
-        decodable=evidence.accuracy.p_above(0.5),
-        selective=None if evidence.selectivity is None else evidence.selectivity.p_above(0.0),
+        decodable=decodable,
+        selective=max(selective, default=None),
         rungs={rung: rung_p(evidence.trained, seeds) for rung, seeds in evidence.rungs.items()},
         beyond_tokens=None if evidence.beyond_tokens is None else evidence.beyond_tokens.p_above(0.0),
     )
