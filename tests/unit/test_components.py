@@ -49,7 +49,9 @@ def small(kind, vocabulary):
     torch.manual_seed(0)
     shape = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind == "llama":
-        config = transformers.LlamaConfig(**shape, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64)
+        config = transformers.LlamaConfig(
+            **shape, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64
+        )
         return randomised(transformers.LlamaForCausalLM(config))
     config = transformers.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     return randomised(transformers.GPT2LMHeadModel(config))
@@ -204,7 +206,10 @@ def test_frozen_parts_are_those_of_the_counterfactual(tokenizer, design):
     values = fused.view(*ids.shape, 4, 3, 8)[:, :, :, 2]
     mixed = torch.einsum("bhk,bkhd->bhd", attention_patterns(model, other)[0][:, :, -1], values).flatten(1)
     attention = model.base_model.layers[0].attention.dense(mixed)
-    mlp = {name: run.neurons[0][:, -1] @ components.writes(blocks[0].neurons_out) + blocks[0].neurons_out.bias for name, run in (("own", clean), ("other", theirs))}
+    mlp = {
+        name: run.neurons[0][:, -1] @ components.writes(blocks[0].neurons_out) + blocks[0].neurons_out.bias
+        for name, run in (("own", clean), ("other", theirs))
+    }
     own_attention = model.base_model.layers[0].attention.dense(clean.heads[0][:, -1])
     start = clean.entering[0][:, -1]
     for part, expected in (

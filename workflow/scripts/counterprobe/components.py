@@ -252,7 +252,7 @@ def resume(blocks: Sequence[Block], clean: Trace, start: int, stop: int) -> Floa
 @contextlib.contextmanager
 def replacing(
     blocks: Sequence[Block],
-    values: Mapping[tuple[int, str], tuple[Int[Tensor, " _"], Float[Tensor, "..."]]],
+    values: Mapping[tuple[int, str], tuple[Int[Tensor, " _"], Float[Tensor, "*_"]]],
 ) -> Iterator[None]:
     """Give columns of z or a other values, by (block, kind), for as long as the context lasts."""
     with contextlib.ExitStack() as stack:

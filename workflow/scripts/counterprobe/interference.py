@@ -49,6 +49,7 @@ from scipy import special
 from scipy.stats import rankdata
 
 from counterprobe import (
+    attribution,
     checkpoints,
     components,
     designs,
@@ -60,6 +61,7 @@ from counterprobe import (
     tokenization,
     weight_controls,
 )
+from counterprobe.attribution import Contrasts
 from counterprobe.components import Block, Readings, Sequences
 from counterprobe.designs import Design
 from counterprobe.revisions import step_of
@@ -70,34 +72,24 @@ if TYPE_CHECKING:
 
 # An interaction below this share of ‖d_A‖‖d_B‖ (squared lengths) is rounding: a share of it means nothing.
 NEGLIGIBLE = 1e-6
+# A neuron whose standard deviation over texts is below this share of its block's activations is constant but for rounding.
+CONSTANT = 1e-5
 # Couples below which no interval over couples is worth the name.
 FEWEST_COUPLES = 6
 # Floats of one block of permuted profiles.
 BLOCK_FLOATS = 1 << 23
 PARTS = ("attention", "mlp")
-UNDEFINED = "no interaction to take shares of: the interval of its squared length contains 0"
-
-
-@dataclass(frozen=True)
-class Contrasts:
-    """Effects of features and interactions of pairs, summed over the items of each couple ("units", g of them).
-
-    residuals[l], heads[l], neurons[l]: target -> [g, width]; layers 0 … L and blocks 0 … L−1. sizes: items a unit.
-    """
-
-    features: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
-    residuals: tuple[dict[str, Float[np.ndarray, "g d"]], ...]
-    heads: tuple[dict[str, Float[np.ndarray, "g z"]], ...]
-    neurons: tuple[dict[str, Float[np.ndarray, "g a"]], ...]
-    sizes: Float[np.ndarray, " g"]
-    strata: Int[np.ndarray, " g"]
+UNDEFINED = "nothing to take a share of: the interval of its squared length contains 0"
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pairs × layers 1 … L. spearman with its interval and permutation p; each point's own numbers for drawing."""
+    """One entry a point, (layer, pair): layers 1 … L × pairs, less those in which a feature has no effect at the layer.
 
+    spearman has one entry, with its permutation p.
+    """
+
+    points: tuple[tuple[int, tuple[str, str]], ...]
     overlap: Interval
     ratio: Interval
     spearman: Interval
@@ -177,9 +169,9 @@ def model_rows(
     """Every row of one set of weights."""
     blocks = components.blocks_of(model)
     readings = components.read(model, blocks, texts)
-    features = visible(design, texts)
+    features = attribution.visible(design, texts)
     confidence = statistic["confidence"]
-    measured = contrasts(readings, design, texts, features)
+    measured = attribution.contrasts(readings, design, texts, features)
     site = {**site, "n_groups": len(measured.sizes)}
     if len(measured.sizes) < FEWEST_COUPLES or len(features) < 2:
         progress.logger("interference").warning(
@@ -194,7 +186,7 @@ def model_rows(
     rng = np.random.default_rng([settings["seed"], 1])
     half = halves(measured.strata, rng)
     shared = overlap(measured, blocks, half, settings["permutations"], statistic["resamples"], rng, confidence)
-    yield from overlap_rows(shared, measured, site)
+    yield from overlap_rows(shared, site)
     deviations = within_cells(readings.neurons, design, texts)
     for pair in measured.pairs:
         for layer, scores in neuron_scores(measured, blocks, deviations, pair, half, confidence).items():
@@ -209,38 +201,6 @@ def model_rows(
         yield from share_rows(pair, runs, readings, design, texts, confidence, site)
 
 
-def visible(design: Design, texts: Sequences) -> tuple[str, ...]:
-    """Factors that are decided by the tokens up to the read one; a causal model knows nothing of the others."""
-    return tuple(
-        factor
-        for factor, labels in design.factors.items()
-        if np.array_equal(labels[texts.first_text][texts.of_text], labels)
-    )
-
-
-def contrasts(readings: Readings, design: Design, texts: Sequences, features: Sequence[str]) -> Contrasts:
-    """Effects and interactions of all residuals and components, one block at a time."""
-    pairs = tuple(itertools.combinations(features, 2))
-    targets = [*features, *("^".join(pair) for pair in pairs)]
-    couple_of_item = _first_of(design.couples, design.items)
-    couples, unit_of_item = np.unique(couple_of_item, return_inverse=True)
-    member = np.eye(len(couples))[:, unit_of_item]
-
-    def summed(level: torch.Tensor) -> dict[str, Float[np.ndarray, "g width"]]:
-        found = statistics.walsh_contrasts(level.double().cpu().numpy()[texts.of_text], design, targets)
-        return {target: member @ effect for target, effect in zip(targets, found, strict=True)}
-
-    return Contrasts(
-        features=tuple(features),
-        pairs=pairs,
-        residuals=tuple(summed(level) for level in readings.residuals),
-        heads=tuple(summed(level) for level in readings.heads),
-        neurons=tuple(summed(level) for level in readings.neurons),
-        sizes=member.sum(axis=1),
-        strata=_first_of(_first_of(design.strata, design.items), unit_of_item),
-    )
-
-
 def halves(strata: Int[np.ndarray, " g"], rng: np.random.Generator) -> Bool[np.ndarray, " g"]:
     """A random half of the units, evenly from every stratum."""
     order = rng.permutation(len(strata))
@@ -251,23 +211,6 @@ def halves(strata: Int[np.ndarray, " g"], rng: np.random.Generator) -> Bool[np.n
 
 
 # --- shared components (C02) -------------------------------------------------------------------------------
-
-
-def profile(
-    measured: Contrasts, blocks: Sequence[Block], feature: str, layer: int, weights: Float[np.ndarray, "R g"]
-) -> Float[np.ndarray, "R C"]:
-    """Exact contribution of every head and neuron of blocks 0 … layer − 1 to d_feature at a layer, for every weighting of
-    the units: block by block, heads before neurons."""
-    share = weights / (weights @ measured.sizes)[:, None]
-    effect = share @ measured.residuals[layer][feature]
-    unit = effect / np.maximum(np.linalg.norm(effect, axis=1, keepdims=True), np.finfo(float).tiny)
-    parts = []
-    for block, z, a in zip(blocks[:layer], measured.heads, measured.neurons, strict=False):
-        for kind, level in ((components.HEADS, z), (components.NEURONS, a)):
-            out = components.writes(block.out(kind)).double().cpu().numpy()
-            along = (share @ level[feature]) * (unit @ out.T)
-            parts.append(along.reshape(len(along), block.count(kind), -1).sum(axis=2))
-    return np.concatenate(parts, axis=1)
 
 
 def overlap(
@@ -287,27 +230,33 @@ def overlap(
         # One draw fewer than there are units, as in `statistics.two_way_weights`.
         weights[1:, side] = rng.multinomial(n - 1, np.full(n, 1 / n), size=resamples)
     layers = range(1, len(blocks) + 1)
-    sizes = [_group_sizes(blocks[:layer]) for layer in layers]
-    orders = {feature: _Shuffles(sizes[-1], permutations, rng) for feature in measured.features}
+    there = {
+        (layer, name) for layer in layers for name in measured.features if attribution.has_effect(measured, name, layer)
+    }
+    points = tuple(
+        (layer, pair)
+        for layer, pair in itertools.product(layers, measured.pairs)
+        if {(layer, name) for name in pair} <= there
+    )
+    if not points:
+        none = Interval(*np.empty((3, 0)))
+        return Overlap((), none, none, Interval(*np.full((3, 1), np.nan)), np.empty(0), float("nan"))
+    kinds = [block.count(kind) for block in blocks for kind in components.KINDS]
+    orders = {feature: _Shuffles(kinds, permutations, rng) for feature in measured.features}
     cosines, ratios, nulls = [], [], []
     for side in (half, ~half):
-        profiles = [
-            {name: np.abs(profile(measured, blocks, name, layer, weights * side)) for name in measured.features}
-            for layer in layers
-        ]
-        cosines.append(np.stack([_cosine(at[a], at[b]) for at in profiles for a, b in measured.pairs], axis=1))
-        ratios.append(
-            np.stack(
-                [ratio(measured, pair, layer, weights * ~side) for layer in layers for pair in measured.pairs], axis=1
-            )
-        )
-        observed = [{name: values[0] for name, values in at.items()} for at in profiles]
-        nulls.append(_permuted(observed, measured.pairs, orders, permutations))
+        profiles = {
+            at: np.abs(attribution.profile(measured, blocks, at[1], at[0], weights * side)) for at in sorted(there)
+        }
+        cosines.append(np.stack([_cosine(profiles[at, a], profiles[at, b]) for at, (a, b) in points], axis=1))
+        ratios.append(np.stack([ratio(measured, pair, at, weights * ~side) for at, pair in points], axis=1))
+        nulls.append(_permuted({at: values[0] for at, values in profiles.items()}, points, orders, permutations))
     spearman = np.mean([_spearman(x, y) for x, y in zip(cosines, ratios, strict=True)], axis=0)
     null = np.mean([_spearman(x, y[:1]) for x, y in zip(nulls, ratios, strict=True)], axis=0)
     units = int(min(half.sum(), (~half).sum()))
     reached = int((null >= spearman[0] - 1e-12).sum())
     return Overlap(
+        points=points,
         overlap=_percentile(np.mean(cosines, axis=0), confidence, units),
         ratio=_percentile(np.mean(ratios, axis=0), confidence, units),
         spearman=_percentile(spearman[:, None], confidence, units),
@@ -321,35 +270,23 @@ def ratio(
 ) -> Float[np.ndarray, " R"]:
     """‖δ‖² / (‖d_a‖‖d_b‖), each squared length by its U-statistic over units; NaN where an effect is not above 0."""
     at = measured.residuals[layer]
-    interaction, a, b = (squared(at[name], measured.sizes, weights) for name in ("^".join(pair), *pair))
+    interaction, a, b = (attribution.squared(at[name], measured.sizes, weights) for name in ("^".join(pair), *pair))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where((a > 0) & (b > 0), interaction / np.sqrt(a * b), np.nan)
 
 
-def squared(
-    sums: Float[np.ndarray, "g d"], sizes: Float[np.ndarray, " g"], weights: Float[np.ndarray, "R g"]
-) -> Float[np.ndarray, " R"]:
-    """‖mean contrast‖² without the products of a unit with itself, for every weighting of the units: unbiased also under
-    a bootstrap, which pairs a unit with its own copies."""
-    gram = sums @ sums.T
-    own = (weights**2) @ gram.diagonal()
-    counts = (weights @ sizes) ** 2 - (weights**2) @ (sizes**2)
-    return (((weights @ gram) * weights).sum(axis=1) - own) / counts
-
-
-def overlap_rows(shared: Overlap, measured: Contrasts, site: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def overlap_rows(shared: Overlap, site: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The two numbers of every point, then the correlation over all of them (target "pairs", the whole model)."""
-    points = itertools.product(range(1, len(measured.residuals)), measured.pairs)
-    for place, (layer, pair) in enumerate(points):
+    for place, (layer, pair) in enumerate(shared.points):
         row = {**site, "layer": layer, "target": "^".join(pair), "probe": "attribution"}
         yield {**row, "score": "profile_overlap", "level": 0.0, **_ends(shared.overlap, place)}
         yield {**row, "score": "interaction_ratio", "level": 0.0, **_ends(shared.ratio, place)}
     row = {**site, "target": "pairs", "probe": "attribution"}
     known = shared.null[np.isfinite(shared.null)]
     level = float(known.mean()) if len(known) else float("nan")
-    note = f"over {shared.ratio.estimate.size} points (pairs x layers); level: mean of the permuted profiles"
+    note = f"{len(shared.points)} points (pairs x layers); the level is the mean over permuted profiles"
     if not np.isfinite(shared.spearman.estimate[0]):
-        note = "no rank correlation: fewer than 3 points, or the ratio is undefined at one of them"
+        note = f"no rank correlation over {len(shared.points)} points (pairs x layers in which both features have an effect)"
     yield {**row, "score": "spearman", "level": level, "note": note, **_ends(shared.spearman)}
     yield {**row, "score": "p_permuted", "estimate": shared.p}
 
@@ -375,8 +312,8 @@ class _Shuffles:
 
 
 def _permuted(
-    observed: Sequence[Mapping[str, Float[np.ndarray, " C"]]],
-    pairs: Sequence[tuple[str, str]],
+    observed: Mapping[tuple[int, str], Float[np.ndarray, " _"]],
+    points: Sequence[tuple[int, tuple[str, str]]],
     orders: Mapping[str, _Shuffles],
     draws: int,
 ) -> Float[np.ndarray, "draws points"]:
@@ -384,18 +321,10 @@ def _permuted(
     blocks = []
     for shuffled in zip(*orders.values(), strict=True):
         order = dict(zip(orders, shuffled, strict=True))
-        columns = []
-        for at in observed:
-            length = len(next(iter(at.values())))
-            # Earlier layers have the first of the components, which groups keep among themselves.
-            drawn = {name: at[name][order[name][:, :length]] for name in at}
-            columns += [_cosine(drawn[a], drawn[b]) for a, b in pairs]
-        blocks.append(np.stack(columns, axis=1))
+        # Earlier layers have the first of the components, which groups keep among themselves.
+        drawn = {at: values[order[at[1]][:, : len(values)]] for at, values in observed.items()}
+        blocks.append(np.stack([_cosine(drawn[at, a], drawn[at, b]) for at, (a, b) in points], axis=1))
     return np.concatenate(blocks)[:draws]
-
-
-def _group_sizes(blocks: Sequence[Block]) -> list[int]:
-    return [block.count(kind) for block in blocks for kind in components.KINDS]
 
 
 def _cosine(x: Float[np.ndarray, "R C"], y: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
@@ -495,32 +424,34 @@ def shares(
 ) -> Shares:
     """Shares of ‖δ‖² and ‖d_factor‖² that frozen parts remove, with Shapley values; every text has a counterfactual.
 
-    NaN where the interval of ‖δ‖² contains 0, or it is negligible beside ‖d_a‖‖d_b‖ (1e-6).
+    NaN where the interval of the length contains 0, or ‖δ‖² is negligible beside ‖d_a‖‖d_b‖ (1e-6).
     """
     target = "^".join(pair)
-    couples = _first_of(design.couples, design.items)
+    couples = attribution.first_of(design.couples, design.items)
     g = len(np.unique(couples))
     collected: dict[str, dict[str, list[np.ndarray]]] = {"interaction": {}, "effect": {}, "difference": {}}
     for layer, x in enumerate(clean):
         lengths = {name: _deleted(x, design, name, couples) for name in (target, factor, *pair)}
-        half_width = special.stdtrit(g - 1, (1 + confidence) / 2) * _jackknife_error(lengths[target])
-        small = lengths[target][0] <= NEGLIGIBLE * np.sqrt(np.prod([max(lengths[name][0], 0.0) for name in pair]))
-        defined = lengths[target][0] - half_width > 0 and not small
+        above = {name: bool(attribution.jackknifed(length, confidence).lower > 0) for name, length in lengths.items()}
+        effects = np.sqrt(np.prod([max(lengths[name][0], 0.0) for name in pair]))
+        above[target] &= bool(lengths[target][0] > NEGLIGIBLE * effects)
         found = {}
-        for kind, name, known in (("interaction", target, defined), ("effect", factor, lengths[factor][0] > 0)):
-            removed = {frozenset(): np.zeros(1 + g)}
+        for kind, name in (("interaction", target), ("effect", factor)):
+            removed = {}
             for part, levels in runs.items():
-                left = np.mean([_deleted(mixed, design, name, couples) for mixed in _references(x, levels[layer], design, factor)], axis=0)
-                removed[part] = 1 - left / lengths[name] if known else np.full(1 + g, np.nan)
+                mixed = _references(x, levels[layer], design, factor)
+                left = np.mean([_deleted(reference, design, name, couples) for reference in mixed], axis=0)
+                removed[part] = 1 - left / lengths[name] if above[name] else np.full(1 + g, np.nan)
             found[kind] = _shapley(removed)
         found["difference"] = {key: found["interaction"][key] - found["effect"][key] for key in found["effect"]}
         for kind, values in found.items():
             for key, draws in values.items():
                 collected[kind].setdefault(key, []).append(draws)
-    return Shares(
-        **{kind: {key: _jackknifed(np.stack(draws), confidence) for key, draws in by.items()} for kind, by in collected.items()},
-        n_units=g,
-    )
+    intervals = {
+        kind: {key: attribution.jackknifed(np.stack(draws), confidence) for key, draws in by.items()}
+        for kind, by in collected.items()
+    }
+    return Shares(**intervals, n_units=g)
 
 
 def share_rows(
@@ -556,7 +487,7 @@ def share_rows(
             # Nothing comes before the embedding that could be frozen.
             for layer in range(1, len(clean)):
                 note = f"frozen to another {factor}"
-                if not np.isfinite(interval.estimate[layer]) and kind != "effect":
+                if not np.isfinite(interval.estimate[layer]):
                     note = f"{note}; {UNDEFINED}"
                 yield {**row, "layer": layer, "probe": probe, "score": score, "note": note, **_ends(interval, layer)}
 
@@ -586,7 +517,9 @@ def _deleted(
     units, index = np.unique(couples, return_inverse=True)
     member = np.eye(len(units))[:, index]
     sums = member @ statistics.walsh_contrasts(x, design, [target])[0]
-    return squared(sums, member.sum(axis=1), np.concatenate([np.ones((1, len(units))), 1 - np.eye(len(units))]))
+    return attribution.squared(
+        sums, member.sum(axis=1), np.concatenate([np.ones((1, len(units))), 1 - np.eye(len(units))])
+    )
 
 
 # --- neurons (C04) -----------------------------------------------------------------------------------------
@@ -594,8 +527,11 @@ def _deleted(
 
 def within_cells(
     neurons: Sequence[torch.Tensor], design: Design, texts: Sequences
-) -> tuple[Float[np.ndarray, " a"], ...]:
-    """Standard deviation of every neuron within the cells of the factors, pooled, block by block."""
+) -> tuple[Float[np.ndarray, " _"], ...]:
+    """Standard deviation of every neuron within the cells of the factors, pooled, block by block.
+
+    NaN for a neuron that does not respond to the texts at all: at a token that all texts share, the first block's.
+    """
     _, cell = np.unique(designs.cells(design), return_inverse=True)
     member = np.eye(cell.max() + 1)[cell]
     counts = member.sum(axis=0)[:, None]
@@ -603,61 +539,61 @@ def within_cells(
     for level in neurons:
         a = level.double().cpu().numpy()[texts.of_text]
         squares = member.T @ a**2 / counts - (member.T @ a / counts) ** 2
-        found.append(np.sqrt(np.maximum(squares, 0).mean(axis=0)))
+        responds = a.std(axis=0) > CONSTANT * np.sqrt((a**2).mean())
+        found.append(np.where(responds, np.sqrt(np.maximum(squares, 0).mean(axis=0)), np.nan))
     return tuple(found)
 
 
 def neuron_scores(
     measured: Contrasts,
     blocks: Sequence[Block],
-    deviations: Sequence[Float[np.ndarray, " a"]],
+    deviations: Sequence[Float[np.ndarray, " _"]],
     pair: tuple[str, str],
     half: Bool[np.ndarray, " g"],
     confidence: float = 0.95,
 ) -> dict[int, dict[str, tuple[float, Interval]]]:
     """Scores and their levels by layer (1 … L: the neurons of the block before it; −1: all, ranked within blocks).
 
-    partial_rank_correlation of |d_a d_b| with |δ| given the within-cell deviation; subadditive_share, weighted.
+    partial_rank_correlation of |d_a d_b| with |δ| given the within-cell deviation; subadditive_share, weighted. Blocks
+    in which fewer than three neurons respond are left out.
     """
     g = len(half)
     weights = np.concatenate([np.ones((1, g)), 1 - np.eye(g)])
-    numbers = []
+    correlations: dict[int, list[np.ndarray]] = {}
+    below: dict[int, list[np.ndarray]] = {}
     for side in (half, ~half):
-        blockwise = []
-        for block, level in zip(blocks, measured.neurons, strict=True):
-            a, b = (_mean(level[name], measured.sizes, weights * side) for name in pair)
-            blockwise.append((a * b, _mean(level["^".join(pair)], measured.sizes, weights * ~side), block))
-        numbers.append(blockwise)
-    found = {}
-    places = {layer + 1: [layer] for layer in range(len(blocks))} | {-1: list(range(len(blocks)))}
-    for place, layers in places.items():
-        correlations, subadditive = [], []
-        for blockwise in numbers:
-            ranked = [
-                np.stack([rankdata(np.abs(values), axis=1) / values.shape[1] for values in (product, interaction)])
-                for product, interaction, _ in (blockwise[layer] for layer in layers)
-            ]
-            x, y = np.concatenate(ranked, axis=2)
-            z = np.concatenate([rankdata(deviations[layer]) / len(deviations[layer]) for layer in layers])
-            correlations.append(_partial(x, y, np.broadcast_to(z, x.shape)))
-            weight = np.concatenate([_output_weight(*blockwise[layer][::2]) for layer in layers], axis=1)
-            product, interaction = (
-                np.concatenate([blockwise[layer][i] for layer in layers], axis=1) for i in (0, 1)
-            )
-            below = np.sign(product) * interaction < 0
-            total = weight.sum(axis=1)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                subadditive.append(np.where(total > 0, (weight * below).sum(axis=1) / total, np.nan))
-        found[place] = {
-            "partial_rank_correlation": (0.0, _jackknifed(np.mean(correlations, axis=0), confidence)),
-            "subadditive_share": (0.5, _jackknifed(np.mean(subadditive, axis=0), confidence)),
+        ranks, weighted = {}, {}
+        for layer, (block, level, deviation) in enumerate(zip(blocks, measured.neurons, deviations, strict=True), 1):
+            responds = np.isfinite(deviation)
+            if responds.sum() < 3:
+                continue
+            a, b = (_mean(level[name], measured.sizes, weights * side)[:, responds] for name in pair)
+            interaction = _mean(level["^".join(pair)], measured.sizes, weights * ~side)[:, responds]
+            spread = np.broadcast_to(deviation[responds], a.shape)
+            ranks[layer] = np.stack([_ranks(np.abs(values)) for values in (a * b, interaction, spread)])
+            length = torch.linalg.vector_norm(components.writes(block.neurons_out).double(), dim=1).cpu().numpy()
+            weight = np.sqrt(np.abs(a * b)) * length[responds]
+            weighted[layer] = np.stack([weight * (np.sign(a * b) * interaction < 0), weight])
+        for place, chosen in {**{layer: [layer] for layer in ranks}, -1: list(ranks)}.items():
+            if chosen:
+                correlations.setdefault(place, []).append(
+                    _partial(*np.concatenate([ranks[layer] for layer in chosen], axis=2))
+                )
+                sub, total = np.concatenate([weighted[layer] for layer in chosen], axis=2).sum(axis=2)
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    below.setdefault(place, []).append(np.where(total > 0, sub / total, np.nan))
+    return {
+        place: {
+            "partial_rank_correlation": (0.0, attribution.jackknifed(np.mean(correlations[place], axis=0), confidence)),
+            "subadditive_share": (0.5, attribution.jackknifed(np.mean(below[place], axis=0), confidence)),
         }
-    return found
+        for place in correlations
+    }
 
 
-def _output_weight(product: Float[np.ndarray, "R a"], block: Block) -> Float[np.ndarray, "R a"]:
-    length = torch.linalg.vector_norm(components.writes(block.neurons_out).double(), dim=1).cpu().numpy()
-    return np.sqrt(np.abs(product)) * length
+def _ranks(values: Float[np.ndarray, "R n"]) -> Float[np.ndarray, "R n"]:
+    """Ranks as shares of the largest, so that blocks of different size can be pooled."""
+    return rankdata(values, axis=1) / values.shape[1]
 
 
 def _partial(
@@ -679,25 +615,7 @@ def _mean(
 # --- what they share ---------------------------------------------------------------------------------------
 
 
-def _jackknife_error(draws: Float[np.ndarray, "*K 1+g"]) -> Float[np.ndarray, "*K"]:
-    without = draws[..., 1:]
-    g = without.shape[-1]
-    return np.sqrt((g - 1) / g * ((without - without.mean(axis=-1, keepdims=True)) ** 2).sum(axis=-1))
-
-
-def _jackknifed(draws: Float[np.ndarray, "*K 1+g"], confidence: float) -> Interval:
-    """Estimate first, then without each unit in turn; Student's t with g − 1 degrees of freedom."""
-    half = special.stdtrit(draws.shape[-1] - 2, (1 + confidence) / 2) * _jackknife_error(draws)
-    estimate = draws[..., 0]
-    return Interval(np.asarray(estimate), np.asarray(estimate - half), np.asarray(estimate + half))
-
-
 def _ends(interval: Interval, place: int | None = None) -> dict[str, float]:
     ends = (interval.estimate, interval.lower, interval.upper)
     values = [float(np.ravel(end)[place or 0]) for end in ends]
     return dict(zip(("estimate", "lower", "upper"), values, strict=True))
-
-
-def _first_of(values: Int[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> Int[np.ndarray, " g"]:
-    """The value that all members of each group share."""
-    return values[np.unique(groups, return_index=True)[1]]
