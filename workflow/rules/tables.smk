@@ -1,6 +1,6 @@
 """One tidy table per kind of number: the contract between the stages, the figures and whoever reads the results."""
 
-TABLES = ("audit", "behaviour", "health", "probes")
+TABLES = ("audit", "behaviour", "health", "probes", *plan.mechanism_tables(config))
 
 
 rule gather_audit:

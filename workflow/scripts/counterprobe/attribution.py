@@ -111,7 +111,7 @@ def has_effect(measured: Contrasts, feature: str, layer: int) -> bool:
     return bool(jackknifed(squared(measured.residuals[layer][feature], measured.sizes, deletions), 0.95).lower > 0)
 
 
-def jackknifed(draws: Float[np.ndarray, "*K 1+g"], confidence: float) -> Interval:
+def jackknifed(draws: Float[np.ndarray, "*K draws"], confidence: float) -> Interval:
     """Interval of any smooth function of the units, from its value over all of them, then without each in turn.
 
     Student's t with g − 1 degrees of freedom.

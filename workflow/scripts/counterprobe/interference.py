@@ -332,7 +332,7 @@ def _cosine(x: Float[np.ndarray, "R C"], y: Float[np.ndarray, "R C"]) -> Float[n
     return (x * y).sum(axis=1) / np.maximum(lengths, np.finfo(float).tiny)
 
 
-def _spearman(x: Float[np.ndarray, "R points"], y: Float[np.ndarray, "R points"]) -> Float[np.ndarray, " R"]:
+def _spearman(x: Float[np.ndarray, "#R points"], y: Float[np.ndarray, "#R points"]) -> Float[np.ndarray, " _"]:
     """Rank correlation of every row; NaN where there are fewer than three points, or a NaN among them."""
     if x.shape[1] < 3:
         return np.full(max(len(x), len(y)), np.nan)
@@ -341,7 +341,7 @@ def _spearman(x: Float[np.ndarray, "R points"], y: Float[np.ndarray, "R points"]
     return np.where(known, found, np.nan)
 
 
-def _correlation(x: Float[np.ndarray, "R n"], y: Float[np.ndarray, "R n"]) -> Float[np.ndarray, " R"]:
+def _correlation(x: Float[np.ndarray, "#R n"], y: Float[np.ndarray, "#R n"]) -> Float[np.ndarray, " _"]:
     x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
     spread = np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -512,7 +512,7 @@ def _shapley(removed: Mapping[frozenset[str], Float[np.ndarray, " draws"]]) -> d
 
 def _deleted(
     x: Float[np.ndarray, "texts d"], design: Design, target: str, couples: Int[np.ndarray, " items"]
-) -> Float[np.ndarray, " 1+g"]:
+) -> Float[np.ndarray, " draws"]:
     """‖contrast‖² by its U-statistic over couples: of all of them, then without each in turn."""
     units, index = np.unique(couples, return_inverse=True)
     member = np.eye(len(units))[:, index]

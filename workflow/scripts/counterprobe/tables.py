@@ -62,11 +62,15 @@ COLUMNS: dict[str, Column] = {
     "target": Column("string", "Walsh parity that is read, in canonical form, or another named target"),
     "protocol": Column("string", "what the split holds out", ("carriers", "items", "published", "none")),
     "probe": Column("string", "probe or estimator; none where the number needs none"),
-    "control": Column("string", "label control", ("none", "dichotomy", "shuffled", "control_task")),
+    "control": Column(
+        "string",
+        "label control, or random components ablated in place of chosen ones",
+        ("none", "dichotomy", "shuffled", "control_task", "random_components"),
+    ),
     "representation": Column(
         "string",
         "what the probe was trained on",
-        ("activations", "token_embeddings", "additive_surrogate", "erased"),
+        ("activations", "token_embeddings", "additive_surrogate", "erased", "ablated"),
     ),
     "score": Column("string", "name of the number: accuracy, auroc, bits, worst_cell, ..."),
     "level": Column("number", "the score without any information; NaN where there is no such level"),
