@@ -29,7 +29,7 @@ Intervals: two-way bootstrap over items and carriers of the ratio's linearisatio
 where the accuracy before is not above chance: excess kept is NaN there, with a note.
 
 Pitfalls: the ranking uses labels of the texts that are probed later (a choice of components, not of a probe). Penalties are
-those the inner folds chose before ablation: probing anew costs one fit a fold. Ablating at every token also removes
+those the inner folds chose before ablation: probing anew costs one fit. Ablating at every token also removes
 what OTHER tokens tell the read one; a component is a part of the model, not of a token. Zero is far from what a
 component ever outputs: where zero and mean disagree, believe the mean.
 """
@@ -269,7 +269,7 @@ def rank(subject: Subject, design: Design, feature: str, verified: int) -> dict[
     return rankings
 
 
-def counts(sweep_of: Sequence[float], total: int) -> tuple[int, ...]:
+def counts(sweep_of: Sequence[int | float], total: int) -> tuple[int, ...]:
     """The sweep as numbers of components: whole numbers as they are, shares below 1 of the total, at least one."""
     wanted = {max(1, round(k * total)) if k < 1 else int(k) for k in sweep_of}
     return tuple(sorted(k for k in wanted if k <= total))
@@ -378,17 +378,33 @@ def probe_before(
         for fold in folds
     )
     held_out = probe_grid.cross_validate(subject.residual(), labels, merged, penalties, probe_grid.REFERENCE)
-    return Probing(tuple(named), labels, merged, held_out.penalties, held_out.correct)
+    chosen = Probing(tuple(named), labels, merged, held_out.penalties, held_out.correct)
+    # Before and after are compared text by text, so both are fitted in the same way.
+    return replace(chosen, correct=probe_after(subject.residual(), chosen, named))
 
 
 def probe_after(residual: Float[Tensor, "s d"], probing: Probing, targets: Sequence[str]) -> Float[np.ndarray, "s T"]:
-    """Who is right among the held-out texts (1, 0, ½), with the penalties that were chosen before."""
+    """Who is right among the held-out texts (1, 0, ½), with the penalties that were chosen before.
+
+    All folds are one batched problem, in which a fold's own texts have weight 0. Activations are standardised by all
+    texts, which no label has a part in.
+    """
     columns = [probing.targets.index(target) for target in targets]
     labels = torch.as_tensor(probing.labels[:, columns], device=residual.device)
+    n_folds = len(probing.folds)
+    train = torch.zeros((len(labels), n_folds), dtype=torch.bool, device=residual.device)
+    for place, fold in enumerate(probing.folds):
+        train[torch.as_tensor(fold.train, device=residual.device), place] = True
+    fit = probes.logistic(
+        residual,
+        labels.repeat(1, n_folds),
+        torch.as_tensor(probing.penalties[:, columns].ravel(), device=residual.device),
+        weights=train.repeat_interleave(len(columns), dim=1),
+    )
+    scored = probes.score_texts(fit, residual, labels.repeat(1, n_folds)).correct.cpu().numpy()
     correct = np.full(labels.shape, np.nan)
-    for fold, penalties in zip(probing.folds, probing.penalties[:, columns], strict=True):
-        fit = probe_grid.fit_probe(residual[fold.train], labels[fold.train], probe_grid.REFERENCE, penalties)
-        correct[fold.test] = probes.score_texts(fit, residual[fold.test], labels[fold.test]).correct.cpu().numpy()
+    for fold, found in zip(probing.folds, np.split(scored, n_folds, axis=1), strict=True):
+        correct[fold.test] = found[fold.test]
     return correct
 
 
@@ -472,7 +488,7 @@ def pair_rows(
         for place, name in enumerate(names):
             here = {**at, "target": name, "note": f"{k} of {totals[kind]} {kind}"}
             yield {**here, "score": "accuracy", "level": chance[place], **_ends(accuracy, place)}
-            yield {**here, "score": "excess_kept", "level": 1.0, **_known(kept, place, decodable[place])}
+            yield {**here, "score": "excess_kept", "level": 1.0, **_known(kept, place, bool(decodable[place]))}
     for kind, mode in dict.fromkeys((kind, mode) for kind, mode, *_ in runs):
         swept = {
             control: np.mean(
@@ -492,9 +508,11 @@ def pair_rows(
 def linearised(
     after: Float[np.ndarray, "s T"], before: Float[np.ndarray, "s T"], chance: Float[np.ndarray, " T"]
 ) -> Float[np.ndarray, "s T"]:
-    """Numbers text by text whose mean is the excess kept and whose spread is that of the ratio, to first order."""
-    excess = before.mean(axis=0) - chance
-    excess = np.where(excess > 0, excess, np.nan)
+    """Numbers text by text whose mean is the excess kept and whose spread is that of the ratio, to first order.
+
+    Meaningless where nothing was in excess before, and finite all the same: such columns are never reported.
+    """
+    excess = np.maximum(before.mean(axis=0) - chance, 1 / len(before))
     kept = (after.mean(axis=0) - chance) / excess
     return kept + ((after - chance) - kept * (before - chance)) / excess
 
