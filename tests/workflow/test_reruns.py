@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 SMOKE = ("--configfile", "config/smoke.yaml")
-FIGURES = {"draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+FIGURES = {"draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed", "draw_mechanisms"}
+MECHANISMS = {"measure_interference", "ablate_components"}
 
 
 @pytest.fixture
@@ -46,11 +47,18 @@ def overlay(smoke, **changes):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("statistics__resamples", 300, {"measure_behaviour", "train_probes", "control_probes", "probe_planted"}),
+        (
+            "statistics__resamples",
+            300,
+            {"measure_behaviour", "train_probes", "control_probes", "probe_planted", *MECHANISMS},
+        ),
         ("probes__shuffles", 3, {"train_probes", "control_probes", "probe_planted"}),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
-        ("activations__token_budget", 4096, {"extract_activations"}),
+        ("activations__token_budget", 4096, {"extract_activations", *MECHANISMS}),
+        ("interference__permutations", 200, {"measure_interference"}),
+        ("interference__rungs", ["permuted_columns", "init"], set()),
+        ("ablation__verified", 5, {"ablate_components"}),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
         ("corpora__small__seed", 1, {"train_model", "write_design"}),
@@ -96,9 +104,13 @@ MODULES = {
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": {"train_probes", "control_probes", "probe_planted"},
+    "components": MECHANISMS,
+    "attribution": MECHANISMS,
+    "interference": {"measure_interference"},
+    "ablation": {"ablate_components"},
+    "probes": {"train_probes", "control_probes", "probe_planted", "ablate_components"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": {"train_probes", "control_probes", "probe_planted"},
+    "probe_grid": {"train_probes", "control_probes", "probe_planted", "ablate_components"},
     "label_controls": {"control_probes"},
     "progress": set(),
     "plan": set(),

@@ -438,12 +438,13 @@ def _draw_overlap(axis: Axes, rows: pd.DataFrame, design: designs.Design) -> Non
     axis.set_yscale("symlog", linthresh=0.1)
     axis.set_xlim(0, 1)
     axis.set_xlabel("overlap of attribution profiles")
-    axis.set_ylabel("‖δ‖² / (‖d_a‖‖d_b‖)")
+    axis.set_ylabel("interaction ‖δ‖² / (‖d_a‖‖d_b‖)")
     known = overall.estimate.notna().any()
     axis.set_title(f"rank correlation {overall.estimate.iloc[0]:.2f}" if known else "too few points", fontsize=9)
     if styles:
-        note = "; open: random weights" if wide.weights.nunique() > 1 else ""
-        axis.legend(frameon=False, fontsize=7, title=f"one mark a layer{note}", title_fontsize=7)
+        note = "\nopen: random weights" if wide.weights.nunique() > 1 else ""
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axis.legend(frameon=False, fontsize=7, title=f"one mark a layer{note}", title_fontsize=7, **place)
 
 
 def whiskers(rows: pd.DataFrame | pd.Series) -> np.ndarray:
