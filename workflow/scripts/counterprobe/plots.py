@@ -409,6 +409,12 @@ def _draw_sweep(axis: Axes, rows: pd.DataFrame, design: designs.Design, feature:
 def _draw_overlap(axis: Axes, rows: pd.DataFrame, design: designs.Design) -> None:
     """One mark a pair and layer; filled for trained weights."""
     points = rows[rows.score.isin(["profile_overlap", "interaction_ratio"])]
+    axis.set_xlabel("overlap of attribution profiles")
+    axis.set_ylabel("interaction ‖δ‖² / (‖d_a‖‖d_b‖)")
+    axis.set_xlim(0, 1.03)
+    if points.empty:
+        axis.set_title("no pair has two effects", fontsize=9)
+        return
     key = ["weights", "seed", "target", "layer"]
     wide = points.pivot_table(index=key, columns="score", values=["estimate", "lower", "upper"]).reset_index()
     styles = dict(zip(sorted(wide.target.unique()), (VERMILION, GREEN, SKY, PURPLE, ORANGE, BLUE), strict=False))
@@ -436,15 +442,13 @@ def _draw_overlap(axis: Axes, rows: pd.DataFrame, design: designs.Design) -> Non
                 )
     overall = rows[(rows.score == "spearman") & (rows.weights == "trained")]
     axis.set_yscale("symlog", linthresh=0.1)
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("overlap of attribution profiles")
-    axis.set_ylabel("interaction ‖δ‖² / (‖d_a‖‖d_b‖)")
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(min(bottom, 0.0), max(top, 1.0))
     known = overall.estimate.notna().any()
     axis.set_title(f"rank correlation {overall.estimate.iloc[0]:.2f}" if known else "too few points", fontsize=9)
-    if styles:
-        note = "\nopen: random weights" if wide.weights.nunique() > 1 else ""
-        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        axis.legend(frameon=False, fontsize=7, title=f"one mark a layer{note}", title_fontsize=7, **place)
+    note = "\nopen: random weights" if wide.weights.nunique() > 1 else ""
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axis.legend(frameon=False, fontsize=7, title=f"one mark a layer{note}", title_fontsize=7, **place)
 
 
 def whiskers(rows: pd.DataFrame | pd.Series) -> np.ndarray:
