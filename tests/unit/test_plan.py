@@ -93,6 +93,18 @@ def test_figures_follow_the_designs():
     }
 
 
+def test_mechanisms_are_measured_where_label_controls_are_and_can_be_left_out():
+    chosen = config(mechanisms=["interference", "ablation"]) | {"interference": {"rungs": ["gaussian"]}}
+    units = [(u.revision, u.weights, u.design) for u in plan.interference_units(chosen)]
+    assert units == [("step6", "trained", "f"), ("step6", "gaussian", "f")]
+    assert list(plan.ablation_units(chosen)) == list(plan.controlled_units(chosen))
+    assert list(plan.mechanism_figures(chosen)) == ["m/f/mechanisms"]
+    assert plan.mechanism_tables(chosen) == ("interference", "ablation")
+    one = config(mechanisms=["ablation"]) | {"interference": {"rungs": []}}
+    assert list(plan.interference_units(one)) == list(plan.mechanism_figures(one)) == []
+    assert len(list(plan.ablation_units(one))) == 1
+
+
 def test_a_controlled_revision_has_to_exist():
     wrong = config()
     wrong["controls"] = {"revisions": ["step5"]}

@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 SMOKE = ("--configfile", "config/smoke.yaml")
-FIGURES = {"draw_capacity", "draw_geometry", "draw_layers_by_step", "draw_ladder", "draw_leak", "draw_needed"}
+FIGURES = {
+    f"draw_{name}" for name in ("capacity", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed")
+}
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
+MECHANISMS = {"measure_interference", "ablate_components"}
 
 
 @pytest.fixture
@@ -47,13 +50,16 @@ def overlay(smoke, **changes):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("statistics__resamples", 300, PROBING | {"measure_behaviour", "measure_geometry"}),
+        ("statistics__resamples", 300, PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry"}),
         ("probes__shuffles", 3, PROBING),
         ("capacity__epochs", 3, {"probe_capacity"}),
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
-        ("activations__token_budget", 4096, {"extract_activations"}),
+        ("activations__token_budget", 4096, {"extract_activations", *MECHANISMS}),
+        ("interference__permutations", 200, {"measure_interference"}),
+        ("interference__rungs", ["permuted_columns", "init"], set()),
+        ("ablation__verified", 5, {"ablate_components"}),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
         ("corpora__small__seed", 1, {"train_model", "write_design"}),
@@ -100,12 +106,16 @@ MODULES = {
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": PROBING | {"measure_geometry"},
+    "probes": PROBING | {"measure_geometry", "ablate_components"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": PROBING | {"measure_geometry"},
+    "probe_grid": PROBING | {"measure_geometry", "ablate_components"},
     "label_controls": {"control_probes", "measure_geometry", "probe_capacity"},
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
+    "components": MECHANISMS,
+    "attribution": MECHANISMS,
+    "interference": {"measure_interference"},
+    "ablation": {"ablate_components"},
     "progress": set(),
     "plan": set(),
     "configuration": set(),

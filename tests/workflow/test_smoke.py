@@ -17,13 +17,24 @@ def probes(smoke):
 
 
 def test_every_table_and_figure_is_there(smoke):
-    for table in ("audit", "behaviour", "geometry", "health", "probes", "training"):
+    for table in (
+        "ablation",
+        "audit",
+        "behaviour",
+        "capacity",
+        "geometry",
+        "health",
+        "interference",
+        "probes",
+        "training",
+    ):
         assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
     for figure in (
         "factorial_small/geometry",
         "factorial_small/layers_by_step",
         "factorial_small/ladder",
         "factorial_small/needed",
+        "factorial_small/mechanisms",
         "rax_small/leak",
     ):
         for suffix in ("pdf", "png", "csv"):

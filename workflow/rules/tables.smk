@@ -1,6 +1,6 @@
 """One tidy table per kind of number: the contract between the stages, the figures and whoever reads the results."""
 
-TABLES = ("audit", "behaviour", "capacity", "geometry", "health", "probes", "training")
+TABLES = ("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", *plan.mechanism_tables(config))
 
 
 rule gather_audit:

@@ -203,6 +203,27 @@ def without(design: Design, texts: Iterable[int]) -> Design:
     )
 
 
+def thinned(design: Design, n_items: int, rng: np.random.Generator) -> Design:
+    """A design of about `n_items` items: whole couples at random, evenly from every block and stratum.
+
+    The design itself where it has no more than that.
+    """
+    if n_items >= len(design.item_names):
+        return design
+    couples, first = np.unique(design.couples, return_index=True)
+    cell = design.blocks[first] * (design.strata.max() + 1) + design.strata[first]
+    shuffled = rng.permutation(len(couples))
+    # Each couple's rank within its cell: the first of every cell come before the second of any.
+    order = shuffled[np.argsort(cell[shuffled], kind="stable")]
+    sizes = np.unique(cell, return_counts=True)[1]
+    rank = np.concatenate([np.arange(size) for size in sizes])
+    dealt = order[np.argsort(rank, kind="stable")]
+    items_of = np.array([len(np.unique(design.items[design.couples == couple])) for couple in couples[dealt]])
+    keep = dealt[: int(np.searchsorted(items_of.cumsum(), n_items, side="left")) + 1]
+    struck = np.flatnonzero(~np.isin(design.couples, couples[keep])).tolist()
+    return without(design, struck)
+
+
 def write(design: Design, path: str | Path) -> None:
     """Write a design as Parquet, one row a text.
 

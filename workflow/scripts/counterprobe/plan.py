@@ -6,7 +6,7 @@ graph of jobs is the same on a machine without a network.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from counterprobe.progress import UserError
@@ -112,3 +112,32 @@ def figures(config: Mapping[str, Any]) -> Iterator[str]:
 def models_from(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     """Models of this run that come from one source: train, directory or hub."""
     return tuple(model for model in config["run"]["models"] if config["models"][model]["source"] == source)
+
+
+# --- mechanisms ---------------------------------------------------------------------------------------------
+
+
+def mechanism_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables of `run.mechanisms`."""
+    return tuple(config["run"]["mechanisms"])
+
+
+def interference_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The controlled cells, and the same cells under the rungs that `interference.rungs` lists."""
+    if "interference" in config["run"]["mechanisms"]:
+        for unit in controlled_units(config):
+            for weights in (TRAINED, *config["interference"]["rungs"]):
+                yield replace(unit, weights=weights)
+
+
+def ablation_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Trained weights at the controlled revisions."""
+    if "ablation" in config["run"]["mechanisms"]:
+        yield from controlled_units(config)
+
+
+def mechanism_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure for every model and design of which both tables are made."""
+    measured = {(unit.model, unit.design) for unit in interference_units(config)}
+    for model, design in sorted(measured & {(unit.model, unit.design) for unit in ablation_units(config)}):
+        yield f"{model}/{design}/mechanisms"

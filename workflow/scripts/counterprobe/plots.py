@@ -436,6 +436,127 @@ def draw_geometry(rows: pd.DataFrame, design: designs.Design) -> Figure:
     return figure
 
 
+def mechanisms(
+    interference: pd.DataFrame, ablation: pd.DataFrame, model: str, design: designs.Design, *, mode: str = "mean"
+) -> pd.DataFrame:
+    """Rows of one ablation mode (the first there is, where this one was not run), and of profiles against interactions.
+
+    At the last revision that was measured, trained weights and the rungs that stand beside them.
+    """
+    ablated = ablation[(ablation.model == model) & (ablation.design == design.name) & (ablation.score == "accuracy")]
+    shared = interference[
+        (interference.model == model) & (interference.design == design.name) & (interference.probe == "attribution")
+    ]
+    ablated = ablated[ablated.revision == ordered_revisions(ablated)[-1]] if len(ablated) else ablated
+    shared = shared[shared.revision == ordered_revisions(shared)[-1]] if len(shared) else shared
+    modes = [name for name in dict.fromkeys(ablated.probe.str.split(".").str[1]) if name != "none"]
+    chosen = mode if mode in modes else next(iter(modes), "none")
+    return pd.concat([ablated[ablated.probe.str.split(".").str[1].isin([chosen, "none"])], shared], ignore_index=True)
+
+
+def draw_mechanisms(rows: pd.DataFrame, design: designs.Design) -> Figure:
+    """For each ablated feature and kind of component accuracy against how many are gone; then overlap and interaction."""
+    theme()
+    ablated = rows[rows.representation == "ablated"]
+    parts = ablated.probe.str.split(".", n=3, expand=True).reindex(columns=range(4))
+    ablated = ablated.assign(kind=parts[0], k=parts[2].astype(int), feature=parts[3], mode=parts[1])
+    features = sorted(ablated.feature.unique(), key=lambda name: (name not in design.primary, name))
+    panel_of = [(feature, kind) for feature in features for kind in ("heads", "neurons")]
+    figure, grid = plt.subplots(
+        1, len(panel_of) + 1, figsize=(2.75 * (len(panel_of) + 1), 3.1), squeeze=False, layout="constrained"
+    )
+    for axis, (feature, kind) in zip(grid[0], panel_of, strict=False):
+        here = ablated[(ablated.feature == feature) & ablated.kind.isin([kind, "none"])]
+        _draw_sweep(axis, here, design, feature)
+        how = next((name for name in here["mode"] if name != "none"), "")
+        axis.set_title(f"{kind} of {feature}", fontsize=9)
+        axis.set_xlabel(f"{kind} ablated ({how.replace('_', ' ')})")
+    grid[0, 0].set_ylabel("held-out accuracy")
+    handles: dict[str, object] = {}
+    for axis in grid[0, :-1]:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    _draw_overlap(grid[0, -1], rows[rows.probe == "attribution"], design)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=4, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def _draw_sweep(axis: Axes, rows: pd.DataFrame, design: designs.Design, feature: str) -> None:
+    """The ablated feature, the other one and their XOR over the sweep; dashed for random components."""
+    ks = sorted(rows.k.unique().tolist())
+    for target in sorted(rows.target.unique(), key=lambda name: (name.count("^"), name != feature)):
+        colour, marker, role = (
+            (VERMILION, "s", "XOR of the two")
+            if "^" in target
+            else (BLUE, "o", "the feature itself")
+            if target == feature
+            else (SKY, "^", "the other feature")
+        )
+        for control, style, whose in (("none", "-", "its own components"), ("random_components", ":", "random ones")):
+            line = rows[(rows.target == target) & rows.control.isin([control, "none"])]
+            line = line[(line.control == control) | (line.k == 0)].set_index("k").reindex(ks)
+            axis.plot(
+                range(len(ks)),
+                line.estimate,
+                color=colour,
+                linestyle=style,
+                marker=marker,
+                markersize=4 if control == "none" else 0,
+                label=f"{role}, {whose}",
+            )
+            if control == "none":
+                axis.fill_between(range(len(ks)), line.lower, line.upper, color=colour, alpha=0.13, linewidth=0)
+    axis.set_xticks(range(len(ks)), [str(k) for k in ks])
+    accuracy_axis(axis, "", xor=True)
+    axis.set_ylim(0.38, 1.03)
+
+
+def _draw_overlap(axis: Axes, rows: pd.DataFrame, design: designs.Design) -> None:
+    """One mark a pair and layer; filled for trained weights."""
+    points = rows[rows.score.isin(["profile_overlap", "interaction_ratio"])]
+    axis.set_xlabel("overlap of attribution profiles")
+    axis.set_ylabel("interaction ‖δ‖² / (‖d_a‖‖d_b‖)")
+    axis.set_xlim(0, 1.03)
+    if points.empty:
+        axis.set_title("no pair has two effects", fontsize=9)
+        return
+    key = ["weights", "seed", "target", "layer"]
+    wide = points.pivot_table(index=key, columns="score", values=["estimate", "lower", "upper"]).reset_index()
+    styles = dict(zip(sorted(wide.target.unique()), (VERMILION, GREEN, SKY, PURPLE, ORANGE, BLUE), strict=False))
+    for target, colour in styles.items():
+        for weights in wide.weights.unique():
+            at = wide[(wide.target == target) & (wide.weights == weights)]
+            trained = weights == "trained"
+            axis.plot(
+                at["estimate", "profile_overlap"],
+                at["estimate", "interaction_ratio"],
+                linestyle="none",
+                marker="o" if trained else "D",
+                markersize=5 if trained else 4,
+                color=colour,
+                markerfacecolor=colour if trained else "none",
+                label=label(target, design.aliases).split(" = ")[-1] if trained else None,
+            )
+            if trained:
+                axis.vlines(
+                    at["estimate", "profile_overlap"],
+                    at["lower", "interaction_ratio"],
+                    at["upper", "interaction_ratio"],
+                    color=colour,
+                    linewidth=0.8,
+                )
+    overall = rows[(rows.score == "spearman") & (rows.weights == "trained")]
+    axis.set_yscale("symlog", linthresh=0.1)
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(min(bottom, 0.0), max(top, 1.0))
+    known = overall.estimate.notna().any()
+    axis.set_title(f"rank correlation {overall.estimate.iloc[0]:.2f}" if known else "too few points", fontsize=9)
+    note = "\nopen: random weights" if wide.weights.nunique() > 1 else ""
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    axis.legend(frameon=False, fontsize=7, title=f"one mark a layer{note}", title_fontsize=7, **place)
+
+
 def whiskers(rows: pd.DataFrame | pd.Series) -> np.ndarray:
     """Lengths of the two arms of each interval; a percentile interval that misses its estimate has an arm of none."""
     return np.maximum([rows.estimate - rows.lower, rows.upper - rows.estimate], 0.0)
