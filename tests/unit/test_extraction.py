@@ -63,12 +63,12 @@ def read(checkpoint, design, weights, folder):
     return activations.open_store(folder / "manifest.json")
 
 
-def test_trained_weights_are_read_everywhere_and_rungs_at_the_primary_position(checkpoint, design, tmp_path):
+def test_trained_weights_are_read_everywhere_and_rungs_with_the_primary_bos(checkpoint, design, tmp_path):
     trained = read(checkpoint, design, "trained", tmp_path / "trained")
     rung = read(checkpoint, design, "gaussian", tmp_path / "gaussian")
     assert set(trained.positions) == {"period", "last"}
     assert trained.bos == (False, True)
-    assert (rung.positions, rung.bos) == (("period",), (False,))
+    assert (rung.positions, rung.bos) == (("last", "period"), (False,))
     assert rung.units == (("kept", 0), ("kept", 1), ("randomised", 0), ("randomised", 1))
     embedding = [store.matrix("period", False, 0, *unit) for store, unit in ((trained, ()), (rung, ("kept", 1)))]
     assert np.allclose(*embedding)

@@ -15,11 +15,9 @@ disturbance does. `walsh_orthogonal` moves along the part of w outside the span 
 length. Where the target has no read-out, or the model does not answer it, only the divergence from the undisturbed
 next-token distributions, KL in bits, averaged over the read-outs, can be compared.
 
-Nulls are single directions as long as w: drawn from the WITHIN-cell covariance (what texts of one cell differ in) and
-differences of means between random balanced labellings (dichotomies), both made orthogonal to the effects of the basic
-factors, of the needed parities and of the target; isotropic and total-covariance draws stand beside, printed and not
-decisive (the total covariance contains the feature). After Heimersheim and Mendel 2024 (sensitivity of residual
-directions, https://www.lesswrong.com/posts/LajDyGyiyX8DNNsuF) and Bau et al. 2019 (causal features by intervention).
+Nulls are single directions as long as w (`coordinate_swaps`): from the covariance WITHIN cells and differences of means
+between random balanced labellings decide, isotropic and total-covariance draws stand beside. After Heimersheim and Mendel
+2024 (sensitivity of residual directions, https://www.lesswrong.com/posts/LajDyGyiyX8DNNsuF).
 
 One forward pass of the tokens before the site serves all swaps: they cannot depend on it (key-value cache).
 
@@ -45,6 +43,7 @@ from torch import Tensor, nn
 from counterprobe import (
     activations,
     checkpoints,
+    coordinate_swaps,
     designs,
     label_controls,
     language_model,
@@ -64,9 +63,14 @@ if TYPE_CHECKING:
     from counterprobe.activations import Store
     from counterprobe.designs import Design
 
-# What the verdict rests on, and what is printed beside it.
-DECISIVE = ("within_cell", "dichotomy")
-BESIDE = ("isotropic", "total")
+WALSH, OWN = "walsh", "walsh_orthogonal"
+# Kinds of null directions as the column `control` names them.
+CONTROLS = {
+    coordinate_swaps.WITHIN_CELL: "within_cell",
+    coordinate_swaps.DICHOTOMIES: "dichotomy",
+    coordinate_swaps.ISOTROPIC: "isotropic",
+    coordinate_swaps.TOTAL: "total",
+}
 TOKENS_AT_ONCE = 16384
 
 
@@ -91,15 +95,6 @@ class Outcome:
     divergence: Float[np.ndarray, "D n"]
 
 
-@dataclass(frozen=True)
-class Directions:
-    """Shifts of one target at one site, for every fold: [F, k, d] by kind, all but `walsh_orthogonal` as long as w."""
-
-    walsh: Float[np.ndarray, "F 1 d"]
-    walsh_orthogonal: Float[np.ndarray, "F 1 d"]
-    nulls: Mapping[str, Float[np.ndarray, "F k d"]]
-
-
 def measure(
     checkpoint: str | Path,
     store: Store,
@@ -111,9 +106,10 @@ def measure(
 ) -> pd.DataFrame:
     """Effects of swapping every chosen target at every chosen layer, and of every null direction (`seed` numbers them).
 
-    spec: `use` (layers, items, nulls, beside, seed), `activations.positions` and `primary_bos`, `probes` (folds), `statistics`,
-    `design.protocols`. Rows have the score `effect` (a share of the gap) or `divergence` (bits); `effect_on_R` is the effect
-    on another read-out R, in shares of R's own gap. Raises UserError for a layer that does not exist.
+    spec: `use` (layers, items, nulls, beside, seed), `activations.positions` and `primary_bos`, `probes` (folds),
+    `statistics`, `design.protocols`. Rows have the score `effect` (a share of the gap) or `divergence` (bits);
+    `effect_on_R` is the mean size of the effect on another read-out R, in shares of R's own gap. Raises UserError for a
+    layer that does not exist.
     """
     settings, bos = spec["use"], spec["activations"]["primary_bos"]
     protocol = splits.primary_protocol(
@@ -239,57 +235,30 @@ def directions(
     target: str,
     settings: Mapping[str, Any],
     rng: np.random.Generator,
-) -> Directions:
-    """Shifts of a target and its nulls, each from the training part of a fold."""
-    names = list(designs.targets(design))
-    place = 1 + names.index(target)
-    signs = np.stack([_signs(design, name) for name in names], axis=1)
-    z = np.concatenate([np.ones((len(signs), 1)), signs], axis=1)
-    named = [1 + names.index(name) for name in dict.fromkeys((*design.factors, *design.needed, target))]
-    pool = _labellings(design, target, settings["nulls"], rng)
-    walsh, orthogonal = [], []
-    nulls: dict[str, list[np.ndarray]] = {kind: [] for kind in (*DECISIVE, *BESIDE)}
-    for fold in folds:
-        x, rows = features[fold.train], z[fold.train]
-        effects = 2 * np.linalg.pinv(rows) @ x
-        w = effects[place]
-        length = np.linalg.norm(w)
-        walsh.append(w[None])
-        orthogonal.append(_outside(w[None], np.delete(effects[1:], place - 1, axis=0)))
-        within = x - rows @ (effects / 2)
-        drawn = {
-            "within_cell": rng.standard_normal((settings["nulls"], len(x))) @ within,
-            "dichotomy": (pool[:, fold.train] @ x) if len(pool) else np.empty((0, x.shape[1])),
-            "isotropic": rng.standard_normal((settings["beside"], x.shape[1])),
-            "total": rng.standard_normal((settings["beside"], len(x))) @ (x - x.mean(axis=0)),
-        }
-        for kind, found in drawn.items():
-            if kind in DECISIVE:
-                found = _outside(found, effects[named])
-            size = np.linalg.norm(found, axis=1, keepdims=True)
-            nulls[kind].append(found * np.where(size > 0, length / np.where(size > 0, size, 1), 0))
-    return Directions(np.stack(walsh), np.stack(orthogonal), {kind: np.stack(each) for kind, each in nulls.items()})
-
-
-def _labellings(design: Design, target: str, count: int, rng: np.random.Generator) -> Float[np.ndarray, "k n"]:
-    """Balanced labellings as weights of a difference of means; none where the design has too few factors for them."""
+) -> dict[str, Float[np.ndarray, "F k d"]]:
+    """Moves by kind, each from the training part of a fold: `walsh`, `walsh_orthogonal`, and the kinds of nulls."""
     try:
-        labels = label_controls.dichotomy_labels(design, target, count, rng)
+        labellings = label_controls.dichotomy_labels(design, target, settings["nulls"], rng)
     except UserError as reason:
         progress.logger("use").warning("%s: no dichotomy directions for %s: %s", design.name, target, reason)
-        return np.empty((0, len(design.texts)))
-    return np.where(labels.T, 1.0, -1.0)
+        labellings = np.zeros((len(design.texts), 0), dtype=bool)
+    fitted = [
+        coordinate_swaps.directions(
+            features, design, fold.train, target, labellings, settings["nulls"], rng, settings["beside"]
+        )
+        for fold in folds
+    ]
+    found = {
+        WALSH: np.stack([one.effect[None] for one in fitted]),
+        OWN: np.stack([one.own[None] for one in fitted]),
+    }
+    for kind in fitted[0].nulls | fitted[0].beside:
+        found[CONTROLS[kind]] = np.stack([(one.nulls | one.beside)[kind] for one in fitted])
+    return found
 
 
 def _signs(design: Design, target: str) -> Float[np.ndarray, " n"]:
     return np.where(designs.parity(design, target), 1.0, -1.0)
-
-
-def _outside(vectors: Float[np.ndarray, "k d"], span: Float[np.ndarray, "s d"]) -> Float[np.ndarray, "k d"]:
-    """What of each vector is orthogonal to the span; directions of the span that are rounding do not count."""
-    _, size, basis = np.linalg.svd(span, full_matrices=False)
-    kept = basis[size > 1e-9 * max(float(size[0]), 1e-300)]
-    return vectors - (vectors @ kept.T) @ kept
 
 
 class _Swap:
@@ -409,7 +378,7 @@ def _tokens(
 
 def _rows(
     swap: _Swap,
-    drawn: Directions,
+    drawn: Mapping[str, Float[np.ndarray, "F k d"]],
     design: Design,
     chosen: Int[np.ndarray, " m"],
     fold_of: Int[np.ndarray, " n"],
@@ -439,14 +408,13 @@ def _rows(
         for k in range(len(values)):
             yield {name: float(getattr(interval, name)[k]) for name in ("estimate", "lower", "upper")}
 
-    kinds = {"walsh": ("none", drawn.walsh), "walsh_orthogonal": ("none", drawn.walsh_orthogonal)}
-    kinds |= {f"null_{kind}": (kind, found) for kind, found in drawn.nulls.items()}
-    for probe, (control, found) in kinds.items():
+    for kind, found in drawn.items():
+        control = kind if kind in CONTROLS.values() else "none"
         towards = found[fold_of[chosen]].transpose(1, 0, 2) * tau[None, :, None]
         forth, back = swap.outcome(towards), swap.outcome(-towards)
         closed = (forth.log_odds - back.log_odds) / 4
         moved = (forth.divergence + back.divergence) / 2
-        here = {**row, "probe": probe, "control": control}
+        here = {**row, "probe": kind if control == "none" else "null", "control": control}
         for k, interval in enumerate(ends(moved)):
             yield {**here, "seed": k, "score": "divergence", "level": 0.0, **interval}
         for r, name in enumerate(readouts):

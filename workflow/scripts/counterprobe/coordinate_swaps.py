@@ -12,6 +12,8 @@ with the effects of named parities projected out, measured in the same way:
     within-cell   R'z / ‖R'z‖, R the deviations of texts from the mean of their cell, z standard normal: draws from the
                   WITHIN-cell covariance. The total covariance contains the feature itself.
     dichotomies   effects of random balanced labellings (`label_controls`)
+    isotropic and total-covariance draws stand beside: the first leave the space that activations fill, the second contain
+    the feature, so neither decides
 
 Directions come from one part of the texts and are tried on another.
 
@@ -29,17 +31,20 @@ from counterprobe.designs import Design
 from counterprobe.verdicts import Measured, UseEvidence
 
 WITHIN_CELL, DICHOTOMIES = "within-cell", "dichotomies"
+ISOTROPIC, TOTAL = "isotropic", "total"
 # What a read-out says of texts with these residual vectors: (vectors [n, d], numbers of the texts [n]) -> [n].
 ReadOut = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Directions:
-    """The target's effect, its part outside the span of the other parities' effects, and nulls as long as the effect."""
+    """The target's effect, its part outside the span of the other parities' effects; nulls, and draws that stand beside
+    them, as long as the effect."""
 
     effect: Float[np.ndarray, " d"]
     own: Float[np.ndarray, " d"]
     nulls: Mapping[str, Float[np.ndarray, "k d"]]
+    beside: Mapping[str, Float[np.ndarray, "b d"]]
 
 
 def directions(
@@ -50,6 +55,7 @@ def directions(
     dichotomies: Bool[np.ndarray, "n k"],
     n_nulls: int,
     rng: np.random.Generator,
+    n_beside: int = 0,
 ) -> Directions:
     """Fitted on `rows`, whose cells must be filled alike. Nulls avoid the effects of factors and of needed parities."""
     here = np.asarray(x[rows], dtype=np.float64)
@@ -59,9 +65,11 @@ def directions(
     named = [name for name in effects if name != target and (name in design.factors or name in design.needed)]
     length = np.linalg.norm(effects[target])
 
+    def as_long(draws: np.ndarray) -> np.ndarray:
+        return draws * (length / np.maximum(np.linalg.norm(draws, axis=1, keepdims=True), np.finfo(float).tiny))
+
     def null(draws: np.ndarray) -> np.ndarray:
-        outside = _without(draws, np.stack([effects[name] for name in named]))
-        return outside * (length / np.linalg.norm(outside, axis=1, keepdims=True))
+        return as_long(_without(draws, np.stack([effects[name] for name in named])))
 
     cells = designs.cells(design)[rows]
     means = np.zeros((2 ** len(design.factors), here.shape[1]))
@@ -72,7 +80,11 @@ def directions(
         chosen = rng.permutation(dichotomies.shape[1])[:n_nulls]
         nulls[DICHOTOMIES] = null(np.stack([_effect(centred, dichotomies[rows, k]) for k in chosen]))
     others = np.stack([effect for name, effect in effects.items() if name != target])
-    return Directions(effects[target], _without(effects[target][None], others)[0], nulls)
+    beside = {
+        ISOTROPIC: as_long(rng.standard_normal((n_beside, here.shape[1]))),
+        TOTAL: as_long(rng.standard_normal((n_beside, len(here))) @ centred),
+    }
+    return Directions(effects[target], _without(effects[target][None], others)[0], nulls, beside)
 
 
 def signed_effects(

@@ -58,7 +58,8 @@ def measure(
     store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
 ) -> pd.DataFrame:
     """Every control of this module at every layer of every unit of a store. spec: `probes`, `statistics`,
-    `activations.positions`, `activations.primary_bos` and `design.protocols`. `cell` names model, revision, weights and design.
+    `activations.positions`, `activations.primary_bos` and `design.protocols`. `cell` names model, revision, weights and
+    design.
     """
     settings = spec["probes"]
     bos = spec["activations"]["primary_bos"]
