@@ -18,7 +18,7 @@ VERDICT_STYLES = {
 }
 FAMILIES = {
     "additive": "additive",
-    "look_ups": "names look-ups",
+    "look_ups": "name look-ups",
     "mixing": "interactions of all orders",
     "seeds": "trained is one more seed",
     "orthogonal": "read-out orthogonal",
@@ -64,13 +64,15 @@ def false_positives(axis: Axes, shown: pd.DataFrame) -> None:
             colour, marker, _ = VERDICT_STYLES[row.score.removeprefix("called_")]
             places.append(len(places))
             names.append(name if name not in names else "")
-            axis.errorbar(row.estimate, places[-1], xerr=plots.whiskers(row), color=colour, marker=marker, markersize=4)
+            axis.errorbar(
+                row.estimate, places[-1], xerr=plots.whiskers(row)[:, None], color=colour, marker=marker, markersize=4
+            )
     if places:
         draws = int(wrong.n_groups.min())
         most = stats.binom.ppf(0.975, draws, ALPHA)
         axis.axvline(ALPHA, color=plots.BLACK, linewidth=0.8)
         axis.axvline(most / draws, color=plots.BLACK, linewidth=0.8, linestyle="--")
-        axis.set_title(f"wrong verdicts (dashed: {most:.0f} of {draws})")
+        axis.set_title(f"wrong (dashed: {most:.0f} of {draws})")
     axis.set_yticks(places, names)
     axis.set_xlim(left=0)
     axis.invert_yaxis()

@@ -52,13 +52,12 @@ def draw(shown: pd.DataFrame, design: designs.Design) -> Figure:
     targets = [target for target in designs.targets(design) if (shown.target == target).any()]
     styles = dict(zip(targets, zip(sns.color_palette("colorblind"), "osD^vPX*<>", strict=True), strict=False))
     figure, axes = plots.panels(4, sharey=False, height=2.9)
-    main = (shown.weights == TRAINED) & (shown.control == "none") & (shown.score != ABOVE_RUNG)
-    rungs = (shown.weights != TRAINED) & (shown.control == "none")
+    plain = shown[(shown.control == "none") & (shown.score != ABOVE_RUNG)]
     for target, (colour, marker) in styles.items():
-        of_target = shown[shown.target == target]
+        of_target, accuracy = (rows[rows.target == target] for rows in (shown, plain))
         name = plots.label(target, design.aliases)
-        line(axes[0], of_target[main], order, colour, marker, name)
-        best = of_target[rungs].groupby("probe").estimate.max().reindex(order)
+        line(axes[0], accuracy[accuracy.weights == TRAINED], order, colour, marker, name)
+        best = accuracy[accuracy.weights != TRAINED].groupby("probe").estimate.max().reindex(order)
         axes[0].plot(range(len(order)), best, color=colour, linestyle="--", linewidth=0.9)
         line(axes[1], of_target[of_target.score == "selectivity"], order, colour, marker)
         line(axes[2], of_target[of_target.score == ABOVE_RUNG], order, colour, marker)
