@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -127,6 +128,33 @@ def test_a_rerun_starts_a_new_log(tmp_path):
         with runtime.job(FakeSnakemake(tmp_path)):
             print(said)
     assert log_of(tmp_path) == "second\n"
+
+
+WRITER = """
+import sys, time
+print("ready", flush=True)
+log = open(sys.argv[1], "a")
+import fcntl
+fcntl.flock(log, fcntl.LOCK_EX)
+print("writing", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path, capsys):
+    log = tmp_path / "logs" / "probes.log"
+    log.parent.mkdir()
+    command = [sys.executable, "-c", WRITER, str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as orphan:
+        assert [orphan.stdout.readline(), orphan.stdout.readline()] == ["ready\n", "writing\n"]
+        release = threading.Timer(0.3, lambda: orphan.communicate("end\n"))
+        release.start()
+        started = time.monotonic()
+        with runtime.job(FakeSnakemake(tmp_path)):
+            assert time.monotonic() - started > 0.25
+            assert orphan.wait(5) == 0
+        release.join()
+    assert "waiting for the same job of a run that was killed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("notebook", [True, False])
@@ -312,8 +340,8 @@ with runtime.GpuLease(1, folder=Path(sys.argv[1]), poll_seconds=0.02) as lease:
 """
 
 
-def holder(folder):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(SCRIPTS)}
+def holder(folder, cards="0"):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": cards, "PYTHONPATH": str(SCRIPTS)}
     command = [sys.executable, "-c", HOLDER, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -335,6 +363,18 @@ def test_a_killed_job_gives_its_card_back_and_the_next_one_waited(tmp_path):
                 process.kill()
                 process.wait()
                 process.stdout.close()
+
+
+def test_two_jobs_get_different_cards_of_two(tmp_path):
+    jobs = [holder(tmp_path, "0,1") for _ in range(2)]
+    try:
+        assert [job.stdout.readline() for job in jobs] == ["ready\n"] * 2
+        assert sorted(job.stdout.readline() for job in jobs) == ["0\n", "1\n"]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+            job.stdout.close()
 
 
 def test_inside_slurm_the_scheduler_has_picked_the_card(tmp_path, monkeypatch):
