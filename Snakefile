@@ -24,7 +24,7 @@ try:
 except progress.UserError as error:
     raise WorkflowError(str(error)) from None
 
-progress.terse(logger)
+failures = progress.terse(logger)
 
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -47,6 +47,7 @@ include: "workflow/rules/probes.smk"
 include: "workflow/rules/superposition.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/cost.smk"
 
 
 rule all:
@@ -55,3 +56,7 @@ rule all:
         collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES),
         collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
         collect("<results>/figures/superposition/{toy}.{format}", toy=TOYS, format=FORMATS),
+
+
+onerror:
+    logger.error(failures.report())

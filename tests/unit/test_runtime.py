@@ -431,6 +431,66 @@ def test_terse_takes_out_chatter_only():
     assert seen == ["3 of 4 steps", "a job failed"]
 
 
+def failure_report(tmp_path, log, *, status=None, finished=False):
+    """What is said in the end of one job that failed with this log; and what was seen before."""
+    workflow_log = logging.Logger("a workflow")
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    workflow_log.addHandler(handler)
+    failures = progress.terse(workflow_log)
+    if status is not None:
+        said = f"RuleException:\nCommand 'set -euo pipefail;  python x.py' returned non-zero exit status {status}."
+        workflow_log.error(said, extra={"event": FakeEvent("error")})
+    job = {"event": FakeEvent("job_error"), "rule_name": "draw_leak", "jobid": 3, "log": [str(log)]}
+    workflow_log.error("Error in rule draw_leak, jobid: 3", extra=job)
+    if finished:
+        workflow_log.info("Finished jobid: 3", extra={"event": FakeEvent("job_finished"), "job_id": 3})
+    workflow_log.error("Exiting because a job execution failed. Look above for error messages")
+    assert seen == []
+    return failures.report()
+
+
+def test_a_failed_job_ends_with_its_log(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text(
+        "\n".join(["Traceback (most recent call last):", *(f"line {i}" for i in range(30)), "IndexError: 9"])
+    )
+    for status in (1, None):
+        said = failure_report(tmp_path, log, status=status).splitlines()
+        assert said[:2] == ["draw_leak failed", f"  log: {log}"]
+        assert said[2:] == [f"    line {i}" for i in range(11, 30)] + ["    IndexError: 9"]
+
+
+def test_what_the_terminal_has_is_not_said_again(tmp_path):
+    log = tmp_path / "b.log"
+    log.write_text("a.csv line 3: no number; correct it\n")
+    assert failure_report(tmp_path, log, status=1) == f"draw_leak failed\n  log: {log}"
+    assert failure_report(tmp_path, log).endswith("    a.csv line 3: no number; correct it")
+
+
+def test_a_killed_job_and_one_without_a_log_are_said_to_be_that(tmp_path):
+    said = failure_report(tmp_path, tmp_path / "absent.log", status=137)
+    assert said.startswith("draw_leak was killed (signal 9)")
+    assert said.endswith("absent.log (not written)")
+
+
+def test_a_job_that_succeeded_when_tried_again_did_not_fail(tmp_path):
+    assert failure_report(tmp_path, tmp_path / "c.log", finished=True) == ""
+
+
+def test_a_failed_notebook_ends_with_its_traceback(tmp_path):
+    log = tmp_path / "leak.ipynb"
+    traceback = ["\x1b[0;31mValueError\x1b[0m  Traceback", "Cell In[3], line 2\n----> 2 draw()", "ValueError: no rows"]
+    cells = [{"outputs": []}, {"outputs": [{"output_type": "error", "traceback": traceback}]}, {}]
+    log.write_text(json.dumps({"cells": cells}))
+    lines = ["ValueError  Traceback", "Cell In[3], line 2", "----> 2 draw()", "ValueError: no rows"]
+    assert failure_report(tmp_path, log).splitlines()[2:] == [f"    {line}" for line in lines]
+    assert failure_report(tmp_path, log, status=1).splitlines()[2:] == ["    ValueError: no rows"]
+    log.write_text("{")
+    assert failure_report(tmp_path, log).splitlines()[2:] == []
+
+
 class FakeEvent:
     def __init__(self, value):
         self.value = value
@@ -439,4 +499,5 @@ class FakeEvent:
 def test_snakemake_names_its_events_as_terse_does():
     from snakemake_interface_logger_plugins.common import LogEvent
 
-    assert {LogEvent.JOB_STARTED.value, LogEvent.JOB_FINISHED.value} == {"job_started", "job_finished"}
+    named = {LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.ERROR}
+    assert {event.value for event in named} == {"job_started", "job_finished", "job_error", "error"}
