@@ -440,7 +440,8 @@ def failure_report(tmp_path, log, *, status=None, finished=False):
     workflow_log.addHandler(handler)
     failures = progress.terse(workflow_log)
     if status is not None:
-        said = f"RuleException:\nCommand 'set -euo pipefail;  python x.py' returned non-zero exit status {status}."
+        end = f"returned non-zero exit status {status}" if isinstance(status, int) else f"died with <{status}>"
+        said = f"RuleException:\nCommand 'set -euo pipefail;  python x.py' {end}."
         workflow_log.error(said, extra={"event": FakeEvent("error")})
     job = {"event": FakeEvent("job_error"), "rule_name": "draw_leak", "jobid": 3, "log": [str(log)]}
     workflow_log.error("Error in rule draw_leak, jobid: 3", extra=job)
@@ -470,9 +471,10 @@ def test_what_the_terminal_has_is_not_said_again(tmp_path):
 
 
 def test_a_killed_job_and_one_without_a_log_are_said_to_be_that(tmp_path):
-    said = failure_report(tmp_path, tmp_path / "absent.log", status=137)
-    assert said.startswith("draw_leak was killed (signal 9)")
-    assert said.endswith("absent.log (not written)")
+    for status in (137, "Signals.SIGKILL: 9"):
+        said = failure_report(tmp_path, tmp_path / "absent.log", status=status)
+        assert said.startswith("draw_leak was killed (signal 9)")
+        assert said.endswith("absent.log (not written)")
 
 
 def test_a_job_that_succeeded_when_tried_again_did_not_fail(tmp_path):

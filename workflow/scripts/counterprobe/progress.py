@@ -21,8 +21,10 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 LINES_OF_A_LOG = 20
-# How Snakemake words the end of a script or notebook; the shell between them adds 128 to a signal's number.
-EXIT_STATUS = re.compile(r"Command '.*' returned non-zero exit status (\d+)", re.DOTALL)
+# How Snakemake words the end of a script or notebook; a shell in between adds 128 to a signal's number.
+EXIT_STATUS = re.compile(
+    r"Command '.*' (returned non-zero exit status (?P<status>\d+)|died with <Signals\.\w+: (?P<signal>\d+)>)", re.DOTALL
+)
 LOOK_ABOVE = "Exiting because a job execution failed."
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -84,7 +86,7 @@ class Failures:
         message = str(record.msg)
         if event == "error" and (status := EXIT_STATUS.search(message)):
             # The record that names the job comes next, from the same thread.
-            self._statuses[record.thread] = int(status[1])
+            self._statuses[record.thread] = int(status["status"] or 128 + int(status["signal"]))
             return False
         if event == "job_error":
             self._jobs[record.jobid] = (record.rule_name, tuple(record.log), self._statuses.pop(record.thread, None))
@@ -120,7 +122,7 @@ def _failure(rule: str, logs: tuple[str, ...], status: int | None) -> Iterator[s
             traceback = _notebook_traceback(text)
             lines = traceback[-1:] if here else traceback
         else:
-            lines = [] if here and "Traceback" not in text else text.splitlines()
+            lines = [] if here and "Traceback" not in text else text.rstrip().splitlines()
         yield from (f"    {line}" for line in lines[-LINES_OF_A_LOG:])
 
 
