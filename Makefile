@@ -26,11 +26,12 @@ EXTRA := slow or cluster or browser
 EXPERIMENT = $(shell sed -n 's/^experiment:[[:space:]]*\([A-Za-z0-9._-]*\).*/\1/p' "$(if $(CONFIG),$(CONFIG),config.yaml)")
 
 .DEFAULT_GOAL := help
-.PHONY: help figures quick report snakemake-report test test-slow lint clean environment
+.PHONY: help figures quick cost report snakemake-report test test-slow lint clean environment
 
 help:
 	@echo "make figures      run the default experiment and draw its figures (CONFIG=, CORES=, ARGS=)"
 	@echo "make quick        the same on a tiny experiment, in minutes"
+	@echo "make cost         what it will take, before a byte is downloaded: jobs, time, memory, disk (CONFIG=)"
 	@echo "make report       one HTML file with figures, tables and where they come from"
 	@echo "make test         the tests (PYTEST_ARGS=)"
 	@echo "make test-slow    the tests that kill jobs, need SLURM, or take long"
@@ -43,6 +44,10 @@ figures: environment
 quick: CONFIG = config/smoke.yaml
 quick: environment
 	@$(SNAKEMAKE)
+
+# Not $(SNAKEMAKE), whose last options would take the target for one more value of theirs.
+cost: environment
+	@"$(BIN)/snakemake" cost $(ARGS) --cores 1 --quiet host progress reason rules $(OVERLAY)
 
 report: figures
 	@$(SNAKEMAKE) --report "results/$(EXPERIMENT)/report.html"

@@ -24,7 +24,7 @@ try:
 except progress.UserError as error:
     raise WorkflowError(str(error)) from None
 
-progress.terse(logger)
+failures = progress.terse(logger)
 
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -51,6 +51,7 @@ include: "workflow/rules/mechanisms.smk"
 include: "workflow/rules/superposition.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/cost.smk"
 
 
 rule all:
@@ -59,3 +60,7 @@ rule all:
         collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES),
         collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
         collect("<results>/figures/superposition/{toy}.{format}", toy=TOYS, format=FORMATS),
+
+
+onerror:
+    logger.error(failures.report())

@@ -161,6 +161,8 @@ def test_a_resolved_revision_passes_through_a_file(hub, cache, tmp_path):
     path = tmp_path / "resolved.json"
     path.write_text(json.dumps(checkpoints.write_resolved(resolved)))
     assert checkpoints.read_resolved(path) == resolved
+    path.write_text(path.read_text().replace(resolved.commit[:6], "000000"))
+    assert "does not match its checksum" in error_of(checkpoints.read_resolved, path)
     for wrong in ("[]", "{}", '{"files": [{}]}', '{"files": []}', '{"files": [], "repo": '):
         path.write_text(wrong)
         assert str(path) in error_of(checkpoints.read_resolved, path)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterprobe import design_audit, designs, statements
+from counterprobe import checksum, design_audit, designs, statements
 from counterprobe.designs import Design
 from counterprobe.progress import UserError
 
@@ -214,14 +213,14 @@ def test_designs_survive_a_round_trip_and_are_the_same_bytes(design, tmp_path):
 
 
 def test_files_that_are_no_designs_are_refused(design, tmp_path):
-    with pytest.raises(UserError, match="no such design"):
+    with pytest.raises(UserError, match="no such file"):
         designs.read(tmp_path / "absent.parquet")
     designs.write(design, tmp_path / "cut.parquet")
     whole = (tmp_path / "cut.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
-    for name in ("cut", "other"):
-        with pytest.raises(UserError, match=rf"{name}\.parquet: not a design, or damaged"):
+    (tmp_path / "other.parquet").write_bytes(checksum.parquet(pa.table({"text": ["a"]})))
+    for name, problem in (("cut", "damaged"), ("other", "not a design")):
+        with pytest.raises(UserError, match=rf"{name}\.parquet: {problem}"):
             designs.read(tmp_path / f"{name}.parquet")
 
 

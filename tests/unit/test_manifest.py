@@ -70,6 +70,18 @@ def test_no_changed_byte_goes_unseen(tmp_path_factory, byte, flip):
         manifest.verify(folder / "manifest.json")
 
 
+def test_a_changed_number_in_the_manifest_itself_is_found(artefact):
+    artefact.write_text(artefact.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(UserError, match=r"manifest\.json: its text does not match its checksum"):
+        manifest.read(artefact)
+
+
+def test_temporary_files_of_a_killed_job_are_no_part_of_an_artefact(tmp_path):
+    (tmp_path / "layer_00.npy").write_bytes(b"a")
+    (tmp_path / ".layer_01.0123456789ab.npy").write_bytes(b"half")
+    assert list(manifest.describe_files(tmp_path)) == ["layer_00.npy"]
+
+
 def test_without_hashes_only_sizes_count(artefact):
     file = artefact.parent / "layer_00.npy"
     file.write_bytes(bytes(1024))
@@ -101,15 +113,15 @@ def test_files_can_lie_elsewhere(artefact, tmp_path_factory):
         ("[]", "schema, content and run"),
         ('{"content": {}, "run": {}}', "schema, content and run"),
         ('{"schema": 99, "content": {}, "run": {}}', "schema 99"),
-        ('{"schema": 1, "content": [], "run": {}}', "must be mappings"),
-        ('{"schema": 1, "content": {"files": ["a"]}, "run": {}}', "content.files must be a mapping"),
-        ('{"schema": 1, "content": {"files": {"a": {"size": 1}}}, "run": {}}', "no size and sha256 for 'a'"),
+        ('{"schema": 2, "content": [], "run": {}}', "must be mappings"),
+        ('{"schema": 2, "content": {"files": ["a"]}, "run": {}}', "content.files must be a mapping"),
+        ('{"schema": 2, "content": {"files": {"a": {"size": 1}}}, "run": {}}', "no size and sha256 for 'a'"),
         (
-            '{"schema": 1, "content": {"files": {"../a": {"size": 1, "sha256": ""}}}, "run": {}}',
+            '{"schema": 2, "content": {"files": {"../a": {"size": 1, "sha256": ""}}}, "run": {}}',
             "outside the folder",
         ),
         (
-            '{"schema": 1, "content": {"files": {"/a": {"size": 1, "sha256": ""}}}, "run": {}}',
+            '{"schema": 2, "content": {"files": {"/a": {"size": 1, "sha256": ""}}}, "run": {}}',
             "outside the folder",
         ),
     ],

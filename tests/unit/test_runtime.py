@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -127,6 +128,33 @@ def test_a_rerun_starts_a_new_log(tmp_path):
         with runtime.job(FakeSnakemake(tmp_path)):
             print(said)
     assert log_of(tmp_path) == "second\n"
+
+
+WRITER = """
+import sys, time
+print("ready", flush=True)
+log = open(sys.argv[1], "a")
+import fcntl
+fcntl.flock(log, fcntl.LOCK_EX)
+print("writing", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_job_that_outlived_its_workflow_is_waited_for(tmp_path, capsys):
+    log = tmp_path / "logs" / "probes.log"
+    log.parent.mkdir()
+    command = [sys.executable, "-c", WRITER, str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as orphan:
+        assert [orphan.stdout.readline(), orphan.stdout.readline()] == ["ready\n", "writing\n"]
+        release = threading.Timer(0.3, lambda: orphan.communicate("end\n"))
+        release.start()
+        started = time.monotonic()
+        with runtime.job(FakeSnakemake(tmp_path)):
+            assert time.monotonic() - started > 0.25
+            assert orphan.wait(5) == 0
+        release.join()
+    assert "waiting for the same job of a run that was killed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("notebook", [True, False])
@@ -312,8 +340,8 @@ with runtime.GpuLease(1, folder=Path(sys.argv[1]), poll_seconds=0.02) as lease:
 """
 
 
-def holder(folder):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(SCRIPTS)}
+def holder(folder, cards="0"):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": cards, "PYTHONPATH": str(SCRIPTS)}
     command = [sys.executable, "-c", HOLDER, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -335,6 +363,18 @@ def test_a_killed_job_gives_its_card_back_and_the_next_one_waited(tmp_path):
                 process.kill()
                 process.wait()
                 process.stdout.close()
+
+
+def test_two_jobs_get_different_cards_of_two(tmp_path):
+    jobs = [holder(tmp_path, "0,1") for _ in range(2)]
+    try:
+        assert [job.stdout.readline() for job in jobs] == ["ready\n"] * 2
+        assert sorted(job.stdout.readline() for job in jobs) == ["0\n", "1\n"]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+            job.stdout.close()
 
 
 def test_inside_slurm_the_scheduler_has_picked_the_card(tmp_path, monkeypatch):
@@ -391,6 +431,68 @@ def test_terse_takes_out_chatter_only():
     assert seen == ["3 of 4 steps", "a job failed"]
 
 
+def failure_report(tmp_path, log, *, status=None, finished=False):
+    """What is said in the end of one job that failed with this log; and what was seen before."""
+    workflow_log = logging.Logger("a workflow")
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())
+    workflow_log.addHandler(handler)
+    failures = progress.terse(workflow_log)
+    if status is not None:
+        end = f"returned non-zero exit status {status}" if isinstance(status, int) else f"died with <{status}>"
+        said = f"RuleException:\nCommand 'set -euo pipefail;  python x.py' {end}."
+        workflow_log.error(said, extra={"event": FakeEvent("error")})
+    job = {"event": FakeEvent("job_error"), "rule_name": "draw_leak", "jobid": 3, "log": [str(log)]}
+    workflow_log.error("Error in rule draw_leak, jobid: 3", extra=job)
+    if finished:
+        workflow_log.info("Finished jobid: 3", extra={"event": FakeEvent("job_finished"), "job_id": 3})
+    workflow_log.error("Exiting because a job execution failed. Look above for error messages")
+    assert seen == []
+    return failures.report()
+
+
+def test_a_failed_job_ends_with_its_log(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text(
+        "\n".join(["Traceback (most recent call last):", *(f"line {i}" for i in range(30)), "IndexError: 9"])
+    )
+    for status in (1, None):
+        said = failure_report(tmp_path, log, status=status).splitlines()
+        assert said[:2] == ["draw_leak failed", f"  log: {log}"]
+        assert said[2:] == [f"    line {i}" for i in range(11, 30)] + ["    IndexError: 9"]
+
+
+def test_what_the_terminal_has_is_not_said_again(tmp_path):
+    log = tmp_path / "b.log"
+    log.write_text("a.csv line 3: no number; correct it\n")
+    assert failure_report(tmp_path, log, status=1) == f"draw_leak failed\n  log: {log}"
+    assert failure_report(tmp_path, log).endswith("    a.csv line 3: no number; correct it")
+
+
+def test_a_killed_job_and_one_without_a_log_are_said_to_be_that(tmp_path):
+    for status in (137, "Signals.SIGKILL: 9"):
+        said = failure_report(tmp_path, tmp_path / "absent.log", status=status)
+        assert said.startswith("draw_leak was killed (signal 9)")
+        assert said.endswith("absent.log (not written)")
+
+
+def test_a_job_that_succeeded_when_tried_again_did_not_fail(tmp_path):
+    assert failure_report(tmp_path, tmp_path / "c.log", finished=True) == ""
+
+
+def test_a_failed_notebook_ends_with_its_traceback(tmp_path):
+    log = tmp_path / "leak.ipynb"
+    traceback = ["\x1b[0;31mValueError\x1b[0m  Traceback", "Cell In[3], line 2\n----> 2 draw()", "ValueError: no rows"]
+    cells = [{"outputs": []}, {"outputs": [{"output_type": "error", "traceback": traceback}]}, {}]
+    log.write_text(json.dumps({"cells": cells}))
+    lines = ["ValueError  Traceback", "Cell In[3], line 2", "----> 2 draw()", "ValueError: no rows"]
+    assert failure_report(tmp_path, log).splitlines()[2:] == [f"    {line}" for line in lines]
+    assert failure_report(tmp_path, log, status=1).splitlines()[2:] == ["    ValueError: no rows"]
+    log.write_text("{")
+    assert failure_report(tmp_path, log).splitlines()[2:] == []
+
+
 class FakeEvent:
     def __init__(self, value):
         self.value = value
@@ -399,4 +501,5 @@ class FakeEvent:
 def test_snakemake_names_its_events_as_terse_does():
     from snakemake_interface_logger_plugins.common import LogEvent
 
-    assert {LogEvent.JOB_STARTED.value, LogEvent.JOB_FINISHED.value} == {"job_started", "job_finished"}
+    named = {LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.ERROR}
+    assert {event.value for event in named} == {"job_started", "job_finished", "job_error", "error"}

@@ -95,5 +95,5 @@ def test_files_of_equal_tables_are_equal(tmp_path):
     with pytest.raises(UserError, match=r"a\.parquet: not a table of toy networks"):
         superposition_cells.read(tmp_path / "a.parquet", superposition_cells.CELL_COLUMNS)
     (tmp_path / "c.parquet").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"c\.parquet: cannot be read"):
+    with pytest.raises(UserError, match=r"c\.parquet: damaged"):
         superposition_cells.read(tmp_path / "c.parquet")

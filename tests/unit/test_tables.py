@@ -3,13 +3,14 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterprobe import tables
+from counterprobe import checksum, tables
 from counterprobe.progress import UserError
 
 ROW = {
@@ -123,6 +124,6 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=r"cut\.parquet"):
         tables.read(tmp_path / "cut.parquet")
-    pd.DataFrame({"model": ["x"]}).to_parquet(tmp_path / "other.parquet")
+    (tmp_path / "other.parquet").write_bytes(checksum.parquet(pa.table({"model": ["x"]})))
     with pytest.raises(UserError, match=r"other\.parquet.*step"):
         tables.read(tmp_path / "other.parquet")

@@ -11,6 +11,22 @@ from pathlib import Path
 
 import pytest
 
+FAULT_TABLE = pytest.StashKey[dict[str, list[int]]]()
+
+
+@pytest.fixture(scope="session")
+def fault_table(request: pytest.FixtureRequest) -> dict[str, list[int]]:
+    """Faults tried and faults survived, by kind; printed when all tests are over."""
+    return request.config.stash.setdefault(FAULT_TABLE, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash.get(FAULT_TABLE, {})
+    if table:
+        terminalreporter.section("faults")
+        for kind, (tried, survived) in table.items():
+            terminalreporter.write_line(f"{kind:<24} {tried:>3} tried {survived:>3} survived")
+
 
 @dataclass(frozen=True)
 class Checkout:

@@ -65,6 +65,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 
 from counterprobe import manifest, progress
 from counterprobe.progress import UserError
+from counterprobe.spec import canonical, digest
 
 Result = TypeVar("Result")
 
@@ -250,14 +251,17 @@ def hub_content(revision: HubRevision, snapshot: str | Path) -> dict[str, Any]:
 
 
 def write_resolved(revision: HubRevision) -> dict[str, Any]:
-    """A resolved revision as JSON, for a file between the job that resolves and the job that fetches."""
-    return asdict(revision)
+    """A resolved revision as JSON with its checksum, for a file between the job that resolves and the job that fetches."""
+    document = asdict(revision)
+    return document | {"checksum": digest(canonical(document))}
 
 
 def read_resolved(path: str | Path) -> HubRevision:
-    """Read back what `write_resolved` gave. Raises UserError for a file that is something else."""
+    """Read back what `write_resolved` gave. Raises UserError for a file that is something else, or was damaged."""
     document = _read_json(Path(path))
     try:
+        if document.pop("checksum") != digest(canonical(document)):
+            raise UserError(f"{path}: its text does not match its checksum; delete it and run again")
         files = tuple(HubFile(**file) for file in document.pop("files"))
         return HubRevision(**document, files=files)
     except (AttributeError, KeyError, TypeError):
@@ -300,6 +304,22 @@ def folder_content(folder: str | Path, *, source: str) -> dict[str, Any]:
     for name in weights:
         _check_safetensors(root / name)
     return {"source": source, "folder": str(folder), "files": _describe(root, (*names, *weights), {})}
+
+
+def trained_content(training: str | Path, revision: str) -> dict[str, Any]:
+    """Manifest content of one revision that a training job wrote, after comparing its files with that job's manifest.
+
+    Raises UserError naming the first file that is missing or not as it was written.
+    """
+    content = folder_content(Path(training).parent / revision, source="train")
+    written = manifest.read(training)["content"]["files"]
+    for name, entry in content["files"].items():
+        if written.get(f"{revision}/{name}") != entry:
+            raise UserError(
+                f"{Path(training).parent / revision / name}: not the file that training wrote; delete the folder of "
+                "this model and run again"
+            )
+    return content
 
 
 def open_checkpoint(path: str | Path, *, cache_dir: str | Path | None = None) -> Path:

@@ -32,7 +32,6 @@ Pitfalls: a factor that no token realises (match) is held out with the items. Wo
 digits; what a factor does to spelling or order is not seen.
 """
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from counterprobe import designs, splits
+from counterprobe import checksum, designs, splits
 from counterprobe.designs import Design
 from counterprobe.progress import UserError, logger
 from counterprobe.splits import Fold
@@ -145,7 +144,7 @@ def audit(
 def gather(paths: Iterable[str | Path]) -> bytes:
     """The findings of several audits in one Parquet file, by design; within a design in the order of the
     audit."""
-    parts = [pd.read_parquet(path) for path in paths]
+    parts = [checksum.read_parquet(path).to_pandas() for path in paths]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
     return _parquet(table.sort_values("design", kind="stable", ignore_index=True))
 
@@ -487,11 +486,8 @@ def _row(
 
 def _parquet(findings: pd.DataFrame) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {"value": pa.float64(), "level": pa.float64()}
     schema = pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in COLUMNS])
     table = pa.Table.from_pandas(findings[list(COLUMNS)], schema=schema, preserve_index=False)
-    sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    return sink.getvalue()
+    return checksum.parquet(table.replace_schema_metadata(None))

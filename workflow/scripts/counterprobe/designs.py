@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from counterprobe import manifest
+from counterprobe import checksum, manifest
 from counterprobe.progress import UserError
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
@@ -231,7 +231,6 @@ def write(design: Design, path: str | Path) -> None:
     where the disk is full.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"text": pa.array(design.texts, pa.string())}
     columns |= _per_text(design)
@@ -254,21 +253,16 @@ def write(design: Design, path: str | Path) -> None:
     }
     metadata = {b"counterprobe.design": json.dumps(about, ensure_ascii=False).encode()}
     with manifest.atomic(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary, compression="zstd")
+        temporary.write_bytes(checksum.parquet(pa.table(columns).replace_schema_metadata(metadata)))
 
 
 def read(path: str | Path) -> Design:
     """Read what `write` wrote. Raises UserError where the file is missing, damaged or not a design."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    table = checksum.read_parquet(path)
     try:
-        table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[b"counterprobe.design"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such design; run the rule that writes it") from None
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a design, or damaged ({error}); delete it and run again") from None
+        about = json.loads((table.schema.metadata or {})[b"counterprobe.design"])
+    except KeyError:
+        raise UserError(f"{path}: not a design; delete it and run again") from None
     arrays = {column: table[column].to_numpy() for column in table.column_names if not column.startswith("readout.")}
     strings = {
         column: tuple(table[column].to_pylist()) for column in table.column_names if column.startswith("readout.")

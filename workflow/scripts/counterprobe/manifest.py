@@ -2,12 +2,14 @@
 
     {"schema": 1,
      "content": {..., "files": {"layer_00.npy": {"size": 3145728, "sha256": "..."}}},
-     "run": {"host": ..., "started": ..., "seconds": ..., "peak_memory_mb": ...}}
+     "run": {"host": ..., "started": ..., "seconds": ..., "peak_memory_mb": ...},
+     "checksum": "..."}
 
 `content` holds whatever determines the artefact; `run` what differs between two equal runs. Digests are taken
 over `content` only, so a rerun on another evening has the same digest. Rules take the manifest as their input
 instead of the data: it is small enough for Snakemake to compare by checksum, and a consumer that calls
-`verify` turns a truncated or edited file into an error that names it, never into a wrong number.
+`verify` turns a truncated or edited file into an error that names it, never into a wrong number. `checksum` is the
+SHA-256 of the rest of the manifest, as canonical JSON: a changed digit in the manifest itself is found as well.
 
 Pitfall: a folder without a manifest is an unfinished artefact, however complete its files look.
 """
@@ -29,21 +31,21 @@ from counterprobe.spec import canonical
 from counterprobe.spec import digest as sha256
 
 NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write(path: str | Path, content: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Write a manifest atomically. Raises TypeError or ValueError for content without canonical JSON."""
-    canonical(content)
     document = {"schema": SCHEMA, "content": content, "run": run}
+    document["checksum"] = sha256(canonical(document))
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The manifest: keys `schema`, `content`, `run`. Raises UserError where it is missing or not ours."""
+    """The manifest: keys `schema`, `content`, `run`, `checksum`. Raises UserError where it is missing, damaged or not ours."""
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -97,9 +99,12 @@ def sha256_file(path: str | Path) -> str:
 
 
 def describe_files(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """`{relative path: {"size", "sha256"}}` of all files below a folder, its own manifest aside."""
+    """`{relative path: {"size", "sha256"}}` of all files below a folder, its own manifest aside.
+
+    Hidden files do not count: a job that was killed leaves the temporary ones of `atomic` behind.
+    """
     folder = Path(folder)
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
+    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file() and file != folder / NAME)
     return {
         file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
         for file in files
@@ -131,7 +136,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def _malformed(document: Any) -> str | None:
-    if not isinstance(document, dict) or set(document) != {"schema", "content", "run"}:
+    if not isinstance(document, dict) or not {"schema", "content", "run"} <= set(document):
         return "a manifest has the keys schema, content and run"
     if document["schema"] != SCHEMA:
         return f"schema {document['schema']!r} where this version writes {SCHEMA}"
@@ -146,4 +151,5 @@ def _malformed(document: Any) -> str | None:
             return f"content.files has no size and sha256 for {name!r}"
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"content.files names {name!r}, which lies outside the folder"
-    return None
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return None if document.get("checksum") == sha256(canonical(rest)) else "its text does not match its checksum"

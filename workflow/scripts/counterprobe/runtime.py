@@ -107,10 +107,9 @@ class Job:
 
     def write_tensors(self, tensors: Mapping[str, torch.Tensor], name: str | None = None) -> None:
         """Write tensors to the output `name`, or to the only safetensors output."""
-        from safetensors.torch import save_file
+        from counterprobe import checksum
 
-        with self.writing(name, ".safetensors") as path:
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+        self.write_bytes(checksum.safetensors(tensors), name, ".safetensors")
 
     def write_json(self, value: Any, name: str | None = None) -> None:
         """Write indented, sorted JSON to the output `name`, or to the only JSON output."""
@@ -196,7 +195,10 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
     with contextlib.ExitStack() as stack:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_everything_into(stack.enter_context(open(log, "w", encoding="utf-8", buffering=1))))
+            file = stack.enter_context(open(log, "a", encoding="utf-8", buffering=1))
+            _alone(file, _title(snakemake))
+            file.truncate(0)
+            stack.enter_context(_everything_into(file))
         try:
             task = Job(snakemake, log)
             stack.enter_context(_threads(task.threads))
@@ -374,6 +376,21 @@ def _restore(variables: Mapping[str, str | None]) -> None:
             os.environ.pop(variable, None)
         else:
             os.environ[variable] = value
+
+
+def _alone(log: IO[str], title: str) -> None:
+    """Hold the job's log for its length: a job outlives a workflow that is killed, and may still be writing when the
+    next run starts it again."""
+    import fcntl
+
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{title}: waiting for the same job of a run that was killed", file=sys.stderr, flush=True)
+        fcntl.flock(log, fcntl.LOCK_EX)
+    except OSError:
+        # A file system without locks: what is written is whole or absent all the same.
+        return
 
 
 @contextlib.contextmanager

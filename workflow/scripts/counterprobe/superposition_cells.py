@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from counterprobe import statistics
+from counterprobe import checksum, statistics
 from counterprobe.progress import UserError
 
 NONE = -1  # of a whole-number factor that a row does not have, or that a slope runs over
@@ -177,18 +176,15 @@ def slopes(table: pd.DataFrame, x: np.ndarray, factors: Mapping[str, object], *,
 
 
 def write(table: pd.DataFrame, path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> None:
-    """Parquet without volatile metadata: equal tables are equal files (with one version of pyarrow)."""
+    """Parquet with its checksum and nothing volatile: equal tables are equal files (with one version of pyarrow)."""
     schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
     arrow = pa.Table.from_pandas(table[list(columns)], schema=schema, preserve_index=False)
-    pq.write_table(arrow.replace_schema_metadata(None), path, compression="zstd")
+    Path(path).write_bytes(checksum.parquet(arrow.replace_schema_metadata(None)))
 
 
 def read(path: str | Path, columns: Mapping[str, str] = NETWORK_COLUMNS) -> pd.DataFrame:
-    """A table that `write` wrote. UserError names a file that is no such table."""
-    try:
-        table = pq.read_table(path).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a Parquet table ({error}); delete it and run again") from error
+    """A table that `write` wrote. UserError names a file that is no such table, or was damaged."""
+    table = checksum.read_parquet(path).to_pandas()
     if list(table) != list(columns):
         odd = sorted(set(table) ^ set(columns)) or "their order"
         raise UserError(f"{path}: not a table of toy networks of this version ({odd} differ); delete it and run again")

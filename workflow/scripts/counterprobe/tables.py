@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from counterprobe import checksum
 from counterprobe.progress import UserError
 
 
@@ -141,18 +141,15 @@ def frame(rows: Iterable[Mapping[str, object]] | pd.DataFrame) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: str | Path) -> None:
-    """Writes a table as Parquet; equal tables give equal bytes (with one version of pyarrow)."""
+    """Writes a table as Parquet with its checksum; equal tables give equal bytes (with one version of pyarrow)."""
     arrow = pa.Table.from_pandas(frame(table), schema=SCHEMA, preserve_index=False)
     # from_pandas adds pandas' version and column types as metadata: they say nothing that SCHEMA does not.
-    pq.write_table(arrow.replace_schema_metadata(None), path, compression="zstd", row_group_size=1 << 20)
+    Path(path).write_bytes(checksum.parquet(arrow.replace_schema_metadata(None)))
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Reads a table. UserError names a file that is no Parquet file or has another schema."""
-    try:
-        arrow = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a Parquet table ({error}); delete it and run again") from error
+    """Reads a table. UserError names a file that is missing, was damaged, or has another schema."""
+    arrow = checksum.read_parquet(path)
     if not arrow.schema.equals(SCHEMA, check_metadata=False):
         odd = sorted(set(arrow.schema.names) ^ set(SCHEMA.names)) or "column types or order"
         raise UserError(f"{path}: not a result table of this version ({odd} differ); delete it and run again")
