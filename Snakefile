@@ -13,7 +13,7 @@ min_version("9.27")
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow", "scripts"))
 
-from counterprobe import configuration, plan, progress, spec as specs
+from counterprobe import configuration, footprint, plan, progress, spec as specs
 
 
 configfile: "config.yaml"

@@ -15,6 +15,9 @@ rule gather_audit:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_audits.py"),
@@ -34,6 +37,9 @@ rule gather_behaviour:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -53,6 +59,9 @@ rule gather_health:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -74,6 +83,9 @@ rule gather_probes:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
