@@ -29,7 +29,7 @@ progress.terse(logger)
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A kernel that keeps to itself what is neither an error nor about the figure.
-os.environ["JUPYTER_PATH"] = os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter")
+os.environ.update(JUPYTER_PATH=os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter"))
 
 
 report: "workflow/report/workflow.rst"

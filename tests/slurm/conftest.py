@@ -36,7 +36,7 @@ class Run:
         self.cluster = cluster
         self.folder = folder
         self.log = folder / f"controller-{time.monotonic_ns()}.log"
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{cluster.environment['PATH']}"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "snakemake", *PROFILES, *arguments],

@@ -92,7 +92,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        return {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
 
     def ask(self, *command: str) -> str:
         """The output of squeue, scancel, scontrol, ..."""
@@ -157,7 +158,7 @@ def start(folder: Path) -> Cluster:
     if reason is not None:
         raise CannotStart(reason)
     folder = folder.resolve()
-    for name in ("", "controller", "node", "cards"):
+    for name in ("", "bin", "controller", "node", "cards"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     # munged wants everybody to reach its socket, and nobody else to read its key.
     folder.chmod(0o755)
@@ -175,6 +176,10 @@ def start(folder: Path) -> Cluster:
             host=_host(), folder=folder, controller_port=controller_port, node_port=node_port, cards=len(cards)
         )
     )
+    # The executor starts a job's step without any variable called SLURM_*, but for a few.
+    srun = folder / "bin" / "srun"
+    srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun", path=_path())} "$@"\n')
+    srun.chmod(0o755)
 
     cluster = Cluster(folder)
     munged = ["munged", f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid"]

@@ -1,4 +1,4 @@
-"""What every rule needs: the slice of the configuration it depends on, the digest of its code, and its resources."""
+"""What rules share: the slice of the configuration each depends on, the digest of its code, and its resources."""
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
 NOTEBOOKS = os.path.join(workflow.basedir, "workflow", "notebooks")
