@@ -1,4 +1,4 @@
-"""Jobs that wait to be let go, to interrupt a run at a known point: six in a row, beside one of each group's kind."""
+"""Four jobs that wait to be let go, two of which fill the node: to interrupt a run at a known point."""
 
 
 localrules:
@@ -13,6 +13,8 @@ rule all:
 rule step:
     output:
         "done/{number}",
+    resources:
+        mem_mb=50000,
     shell:
         "mkdir -p begun; touch begun/{wildcards.number}.$SLURM_JOB_ID; "
         "for second in $(seq 300); do [ -e go ] && break; sleep 1; done; "

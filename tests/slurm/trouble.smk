@@ -10,7 +10,8 @@ localrules:
 
 rule all:
     input:
-        expand("done/{case}", case=("cancelled", "over_time", "over_memory", "card_0", "card_1", "no_card", "flaky")),
+        expand("done/{case}", case=("cancelled", "over_time", "over_memory", "flaky")),
+        expand("done/{case}", case=("card_0", "card_1", "no_card", "chain")),
 
 
 def attempt_of(wildcards, attempt):
@@ -79,3 +80,25 @@ rule no_card:
         gpu=0,
     shell:
         "echo cards=${{CUDA_VISIBLE_DEVICES:-}} partition=$SLURM_JOB_PARTITION >{output}"
+
+
+# The names that the profile puts into one allocation, where each wants a card.
+rule extract_activations:
+    output:
+        "read",
+    resources:
+        gpu=1,
+    shell:
+        "echo $SLURM_JOB_ID $CUDA_VISIBLE_DEVICES >{output}"
+
+
+rule train_probes:
+    input:
+        "read",
+    output:
+        "done/chain",
+    resources:
+        gpu=1,
+    shell:
+        "read job card <{input}; "
+        "echo reading=$job probing=$SLURM_JOB_ID reads_on=$card probes_on=$CUDA_VISIBLE_DEVICES >{output}"

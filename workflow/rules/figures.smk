@@ -25,8 +25,8 @@ rule draw_layers_by_step:
         "../../envs/plots.yaml"
     threads: 1
     resources:
-        mem_mb=memory("table"),
-        runtime=minutes("table"),
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("layers_by_step.ipynb", "plots"),
@@ -56,8 +56,8 @@ rule draw_ladder:
         "../../envs/plots.yaml"
     threads: 1
     resources:
-        mem_mb=memory("table"),
-        runtime=minutes("table"),
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("ladder.ipynb", "plots"),
@@ -86,8 +86,8 @@ rule draw_leak:
         "../../envs/plots.yaml"
     threads: 1
     resources:
-        mem_mb=memory("table"),
-        runtime=minutes("table"),
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos"),
         code=code("leak.ipynb", "plots"),
@@ -117,8 +117,8 @@ rule draw_needed:
         "../../envs/plots.yaml"
     threads: 1
     resources:
-        mem_mb=memory("table"),
-        runtime=minutes("table"),
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_bos", "designs.{design}.protocols"),
         code=code("needed.ipynb", "plots"),

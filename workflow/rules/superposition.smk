@@ -149,8 +149,8 @@ rule draw_superposition:
         "../../envs/plots.yaml"
     threads: 1
     resources:
-        mem_mb=memory("table"),
-        runtime=minutes("table"),
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec(),
         code=code("superposition.ipynb", "plots"),

@@ -41,8 +41,10 @@ class Work:
 
 
 WORK = {
-    # A few seconds on tables, or a notebook that draws one.
+    # Seconds on tables.
     "table": Work(1200, 15),
+    # A notebook and its kernel: two processes with pandas, one with matplotlib.
+    "figure": Work(2200, 15),
     # Toy networks, planted representations: minutes, and independent of any model.
     "toy": Work(1700, 90),
     # float32 weights, gradients, two moments and a copy to write: 20 bytes a parameter.
