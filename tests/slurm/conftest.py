@@ -90,6 +90,7 @@ class Run:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[object]:
     """The cluster; skips with the reason where none can be started."""
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="needs snakemake-executor-plugin-slurm")
     reason = loopback_slurm.why_not()
     if reason is not None:
         pytest.skip(reason)
