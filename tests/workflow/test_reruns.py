@@ -103,6 +103,7 @@ MODULES = {
     "progress": set(),
     "plan": set(),
     "configuration": set(),
+    "footprint": set(),
 }
 
 
