@@ -46,6 +46,8 @@ class Run:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # What a shell starts in the background ignores Ctrl-C, and so would every child of it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
@@ -62,7 +64,7 @@ class Run:
         listing = self.cluster.ask("squeue", "--noheader", f"--states={','.join(states)}", "--format=%i")
         return sorted(set(listing.split()) & set(self.submitted), key=int)
 
-    def until(self, true: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 180) -> None:
         """Wait for a condition; fail where the run ends, or the time does, before it."""
         end = time.monotonic() + seconds
         while not true():
