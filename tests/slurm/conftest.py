@@ -18,15 +18,19 @@ HERE = Path(__file__).parent
 PROFILES = ("--profile", str(HERE.parents[1] / "profiles" / "slurm"), "--workflow-profile", str(HERE / "site"))
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+def load(path: Path):
+    """A Python file as a module; the folders of tests are no packages."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-loopback_slurm = load("loopback_slurm")
+loopback_slurm = load(HERE / "loopback_slurm.py")
+checkouts = load(HERE.parent / "workflow" / "conftest.py")
+fresh_checkout = checkouts.fresh_checkout
+smoke = checkouts.smoke
 
 
 class Run:
