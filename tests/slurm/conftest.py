@@ -76,11 +76,11 @@ class Run:
             assert time.monotonic() < end, f"not within {seconds} s\n{self.output[-4000:]}"
             time.sleep(0.3)
 
-    def finish(self, seconds: float = 420) -> int:
+    def finish(self, seconds: float = 800) -> int:
         """The exit status."""
         return self.process.wait(seconds)
 
-    def succeed(self, seconds: float = 420) -> str:
+    def succeed(self, seconds: float = 800) -> str:
         assert self.finish(seconds) == 0, f"{self.output[-6000:]}\n{self.cluster.logs()[-3000:]}"
         return self.output
 
