@@ -67,7 +67,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0
 KillWait=2
 OverTimeLimit=0
 # Status by squeue: a finished job has to be remembered for longer than the executor waits between two looks.
-MinJobAge=600
+MinJobAge=7200
 
 # Without cgroups memory is polled, every second, and a job above its request is killed.
 JobAcctGatherType=jobacct_gather/linux
