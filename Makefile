@@ -22,11 +22,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
 SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
 EXTRA := slow or cluster or browser
 EXPERIMENT = $(shell sed -n 's/^experiment:[[:space:]]*\([A-Za-z0-9._-]*\).*/\1/p' "$(if $(CONFIG),$(CONFIG),config.yaml)")
 
 .DEFAULT_GOAL := help
-.PHONY: help figures quick cost report snakemake-report test test-slow lint clean environment
+.PHONY: help figures quick cost report snakemake-report test test-slow test-slurm lint clean environment
 
 help:
 	@echo "make figures      run the default experiment and draw its figures (CONFIG=, CORES=, ARGS=)"
@@ -35,6 +36,7 @@ help:
 	@echo "make report       one HTML file with figures, tables and where they come from"
 	@echo "make test         the tests (PYTEST_ARGS=)"
 	@echo "make test-slow    the tests that kill jobs, need SLURM, or take long"
+	@echo "make test-slurm   the tests on a SLURM cluster of this one machine (root; installs Debian's packages)"
 	@echo "make lint         ruff, snakefmt and snakemake's own linter"
 	@echo "make clean        delete every result and the workflow's records (keeps .venv and downloads)"
 
@@ -58,9 +60,14 @@ snakemake-report: report
 test: environment
 	@$(PYTEST) -m "not ($(EXTRA))"
 
-# pytest's exit status 5 means that no test was selected.
+# pytest's exit status 5 means that no test was selected. Where SLURM cannot be installed, its tests say why they skip.
 test-slow: environment
+	@$(INSTALL_SLURM) || true
 	@$(PYTEST) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
+
+test-slurm: environment
+	@$(INSTALL_SLURM)
+	@$(PYTEST) -m cluster
 
 lint: environment
 	@"$(BIN)/ruff" check .
@@ -70,7 +77,7 @@ lint: environment
 
 clean:
 	@find results -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	@rm -rf .snakemake
+	@rm -rf .snakemake logs
 
 # The stamp holds the lock's hash and the folder that .venv was made in (its scripts hold that path, too). It is
 # written last, so an interrupted installation is made anew.

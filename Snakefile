@@ -13,7 +13,7 @@ min_version("9.27")
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow", "scripts"))
 
-from counterprobe import configuration, plan, progress, spec as specs
+from counterprobe import configuration, footprint, plan, progress, spec as specs
 
 
 configfile: "config.yaml"
@@ -29,7 +29,7 @@ failures = progress.terse(logger)
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A kernel that keeps to itself what is neither an error nor about the figure.
-os.environ["JUPYTER_PATH"] = os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter")
+os.environ.update(JUPYTER_PATH=os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter"))
 
 
 report: "workflow/report/workflow.rst"
@@ -48,6 +48,7 @@ include: "workflow/rules/geometry.smk"
 include: "workflow/rules/capacity.smk"
 include: "workflow/rules/calibration.smk"
 include: "workflow/rules/mechanisms.smk"
+include: "workflow/rules/verdicts.smk"
 include: "workflow/rules/superposition.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"

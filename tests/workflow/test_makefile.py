@@ -171,6 +171,18 @@ def test_quick_and_slow_tests_are_all_tests(checkout):
     assert slow[-1] == "slow or cluster or browser"
 
 
+def test_where_slurm_cannot_be_installed_only_its_own_target_fails(checkout):
+    pretend_installed(checkout, python='echo "<$*>"; case "$*" in *install) echo reason >&2; exit 1;; esac')
+    own = make(checkout, "test-slurm")
+    assert own.returncode != 0
+    assert "reason" in own.stderr
+    assert "pytest" not in own.stdout
+    assert "<-m pytest -m slow" in make(checkout, "test-slow").stdout
+    (checkout / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "<$*>"\n')
+    both = re.findall("<(.*)>", make(checkout, "test-slurm").stdout)
+    assert both == ["tests/slurm/loopback_slurm.py install", "-m pytest -m cluster"]
+
+
 @pytest.mark.parametrize("version", ["3.10", "3.14", "2.7"])
 def test_a_python_that_is_too_old_or_too_new_is_named_with_the_remedy(checkout, tmp_path, version):
     path = python_shim(

@@ -119,6 +119,7 @@ MODULES = {
     "progress": set(),
     "plan": set(),
     "configuration": set(),
+    "footprint": set(),
 }
 
 

@@ -1,20 +1,6 @@
 """What a model makes of the texts: its residual stream at the read positions, and its own answers."""
 
 
-def what_is_read(wildcards):
-    """Trained weights do not depend on the ladder, nor a rung on the choice of BOS that only trained weights get."""
-    shared = [
-        f"activations.{key}"
-        for key in ("positions", "backend", "dtype", "token_budget", "threads", "layers")
-        if key in config["activations"]
-    ]
-    if wildcards.weights == plan.TRAINED:
-        own = ["activations.bos"]
-    else:
-        own = ["activations.primary_bos", "controls.seeds", "controls.embeddings"]
-    return spec(*shared, *own, "designs.{design}.unreadable")(wildcards)
-
-
 rule extract_activations:
     input:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
@@ -33,6 +19,8 @@ rule extract_activations:
     resources:
         gpu=gpus(),
         declared_threads=config["activations"]["threads"],
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
     params:
         spec=what_is_read,
         code=code("extract_activations.py"),
@@ -56,6 +44,8 @@ rule measure_behaviour:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
     params:
         spec=spec("statistics", "activations.bos", "designs.{design}.unreadable"),
         code=code("measure_behaviour.py"),
@@ -76,6 +66,9 @@ rule measure_health:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("measure_health.py"),

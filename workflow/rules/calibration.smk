@@ -15,6 +15,9 @@ rule calibrate:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("calibration", "probes", "statistics"),
         code=code("calibrate.py"),
@@ -34,6 +37,9 @@ rule gather_calibration:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -55,6 +61,9 @@ rule draw_calibration:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec(),
         code=code("calibration.ipynb", "plots"),

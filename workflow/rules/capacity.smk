@@ -16,6 +16,8 @@ rule probe_capacity:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("probing"),
+        runtime=minutes("probing"),
     params:
         spec=spec(
             "capacity",
@@ -42,6 +44,9 @@ rule gather_capacity:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -69,6 +74,9 @@ rule draw_capacity:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec(),
         code=code("capacity.ipynb", "plots"),

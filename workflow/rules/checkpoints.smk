@@ -5,14 +5,6 @@ DIRECTORY_MODELS = plan.models_from(config, "directory")
 HUB_MODELS = plan.models_from(config, "hub")
 
 
-def model_files(wildcards):
-    """What a model folder holds, so that a changed model is read again."""
-    folder = config["models"][wildcards.model]["path"]
-    kept = ("config.json", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [f"{folder}/{name}" for name in names if name.startswith(kept) or name.endswith(".safetensors")]
-
-
 localrules:
     register_trained,
     register_directory,
@@ -36,6 +28,8 @@ rule train_model:
     resources:
         gpu=gpus(),
         declared_threads=2,
+        mem_mb=memory("training"),
+        runtime=minutes("training"),
     params:
         spec=spec("models.{model}", corpora="models.{model}.corpus"),
         code=code("train_model.py"),

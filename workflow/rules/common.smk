@@ -1,4 +1,4 @@
-"""What every rule needs: the slice of the configuration it depends on, the digest of its code, and its resources."""
+"""What rules share: the slice of the configuration each depends on, the digest of its code, and its resources."""
 
 SCRIPTS = os.path.join(workflow.basedir, "workflow", "scripts")
 NOTEBOOKS = os.path.join(workflow.basedir, "workflow", "notebooks")
@@ -36,6 +36,30 @@ def gpus():
     return 1 if config["device"] == "cuda" else 0
 
 
+def memory(work):
+    """MB to ask a cluster for, by the kind of work (see the module `footprint`), the model's size and the attempt."""
+
+    def mem_mb(wildcards, attempt):
+        return footprint.memory(work, parameters(wildcards), attempt)
+
+    return mem_mb
+
+
+def minutes(work):
+    """Minutes to ask a cluster for, by the same three."""
+
+    def runtime(wildcards, attempt):
+        return footprint.minutes(work, parameters(wildcards), attempt, device=config["device"])
+
+    return runtime
+
+
+def parameters(wildcards):
+    """Size of the model that a job is about; 0 for a job that is about none."""
+    name = dict(wildcards.items()).get("model")
+    return footprint.parameters(config["models"][name]) if name else 0
+
+
 def any_of(names):
     """A wildcard pattern that matches these names and no other: an empty alternation would match everything."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
@@ -46,3 +70,33 @@ def parts(stage, units):
     return sorted(
         f"<results>/{stage}/{unit.model}/{unit.revision}/{unit.weights}/{unit.design}.parquet" for unit in units
     )
+
+
+def texts_of(wildcards):
+    """The tracked tables a generated design draws from, or the user's own files."""
+    design = config["designs"][wildcards.design]
+    if design["source"] == "csv":
+        return [entry["path"] for entry in design["files"]]
+    return collect("workflow/resources/{table}.csv", table=("cities", "animals", "names", "suffixes"))
+
+
+def model_files(wildcards):
+    """What a model folder holds, so that a changed model is read again."""
+    folder = config["models"][wildcards.model]["path"]
+    kept = ("config.json", "tokenizer", "vocab", "merges", "special_tokens", "added_tokens")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [f"{folder}/{name}" for name in names if name.startswith(kept) or name.endswith(".safetensors")]
+
+
+def what_is_read(wildcards):
+    """Trained weights do not depend on the ladder, nor a rung on the choice of BOS that only trained weights get."""
+    shared = [
+        f"activations.{key}"
+        for key in ("positions", "backend", "dtype", "token_budget", "threads", "layers")
+        if key in config["activations"]
+    ]
+    if wildcards.weights == plan.TRAINED:
+        own = ["activations.bos"]
+    else:
+        own = ["activations.primary_bos", "controls.seeds", "controls.embeddings"]
+    return spec(*shared, *own, "designs.{design}.unreadable")(wildcards)

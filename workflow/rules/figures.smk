@@ -24,6 +24,9 @@ rule draw_layers_by_step:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("layers_by_step.ipynb", "plots"),
@@ -52,6 +55,9 @@ rule draw_ladder:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("ladder.ipynb", "plots"),
@@ -79,6 +85,9 @@ rule draw_leak:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos"),
         code=code("leak.ipynb", "plots"),
@@ -107,6 +116,9 @@ rule draw_needed:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_bos", "designs.{design}.protocols"),
         code=code("needed.ipynb", "plots"),
@@ -134,6 +146,9 @@ rule draw_geometry:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec("activations.primary_position", "activations.primary_bos"),
         code=code("geometry.ipynb", "plots"),

@@ -16,6 +16,8 @@ rule measure_geometry:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("probing"),
+        runtime=minutes("probing"),
     params:
         spec=spec(
             "probes.penalties",

@@ -17,6 +17,8 @@ rule measure_interference:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
     params:
         spec=spec(
             "interference.items",
@@ -50,6 +52,8 @@ rule ablate_components:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
     params:
         spec=spec(
             "ablation",
@@ -81,6 +85,9 @@ rule gather_interference:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -100,6 +107,9 @@ rule gather_ablation:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -128,6 +138,9 @@ rule draw_mechanisms:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec(),
         code=code("mechanisms.ipynb", "plots"),

@@ -17,6 +17,8 @@ rule train_probes:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("probing"),
+        runtime=minutes("probing"),
     params:
         spec=spec("probes", "statistics", "activations.primary_bos", "designs.{design}.protocols"),
         code=code("train_probes.py"),
@@ -39,6 +41,8 @@ rule control_probes:
     threads: 1
     resources:
         gpu=gpus(),
+        mem_mb=memory("probing"),
+        runtime=minutes("probing"),
     params:
         spec=spec(
             "probes",
@@ -62,6 +66,9 @@ rule probe_planted:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("planted", "probes", "statistics", "designs.{design}.protocols"),
         code=code("probe_planted.py"),

@@ -1,14 +1,6 @@
 """Labelled texts, exactly balanced, and the audit that has to pass before any model reads them."""
 
 
-def texts_of(wildcards):
-    """The tracked tables a generated design draws from, or the user's own files."""
-    design = config["designs"][wildcards.design]
-    if design["source"] == "csv":
-        return [entry["path"] for entry in design["files"]]
-    return collect("workflow/resources/{table}.csv", table=("cities", "animals", "names", "suffixes"))
-
-
 localrules:
     audit_design,
 
@@ -25,6 +17,9 @@ rule write_design:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec("designs.{design}", corpora="designs.{design}.corpus"),
         code=code("write_design.py"),

@@ -14,6 +14,9 @@ rule train_toys:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("superposition.trained"),
         code=code("train_toys.py"),
@@ -31,6 +34,9 @@ rule construct_toys:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("superposition.constructed"),
         code=code("construct_toys.py"),
@@ -48,6 +54,9 @@ rule compare_first_layers:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("superposition.genericity"),
         code=code("compare_first_layers.py"),
@@ -65,6 +74,9 @@ rule sweep_redundancy:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("superposition.redundancy"),
         code=code("sweep_redundancy.py"),
@@ -82,6 +94,9 @@ rule learn_geometry:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
     params:
         spec=spec("superposition.geometry"),
         code=code("learn_geometry.py"),
@@ -102,6 +117,9 @@ rule gather_superposition:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_superposition.py"),
@@ -130,6 +148,9 @@ rule draw_superposition:
     conda:
         "../../envs/plots.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
     params:
         spec=spec(),
         code=code("superposition.ipynb", "plots"),

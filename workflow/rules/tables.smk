@@ -1,6 +1,9 @@
 """One tidy table per kind of number: the contract between the stages, the figures and whoever reads the results."""
 
-TABLES = ("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", *plan.mechanism_tables(config))
+TABLES = (
+    *("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", "use", "verdicts"),
+    *plan.mechanism_tables(config),
+)
 
 
 rule gather_audit:
@@ -15,6 +18,9 @@ rule gather_audit:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_audits.py"),
@@ -34,6 +40,9 @@ rule gather_behaviour:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -53,6 +62,9 @@ rule gather_geometry:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -72,6 +84,9 @@ rule gather_health:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -93,6 +108,9 @@ rule gather_probes:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("gather_table.py"),
@@ -113,6 +131,9 @@ rule summarise_training:
     conda:
         "../../envs/torch.yaml"
     threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
     params:
         spec=spec(),
         code=code("summarise_training.py"),

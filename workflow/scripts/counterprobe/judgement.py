@@ -64,8 +64,11 @@ def judge(
     every: Mapping[str, Design],
     protocols: Mapping[str, Sequence[str]],
     margins: Mapping[str, float],
+    *,
+    n_folds: int,
+    seed: int,
 ) -> pd.DataFrame:
-    """One row a site and target, with the columns of `COLUMNS`. `every` and `protocols` are by design.
+    """One row a site and target, with the columns of `COLUMNS`. `every` and `protocols` are by design, folds as probed.
 
     margins: `carriers` and `items` for `absent`, `effect` (a share) and `divergence` (bits) for `not used`.
     """
@@ -73,7 +76,7 @@ def judge(
     for values, of_site in use.groupby(SITE, sort=True):
         site = dict(zip(SITE, values, strict=True))
         design = every[site["design"]]
-        protocol = splits.primary_protocol(design, protocols[design.name])
+        protocol = splits.primary_protocol(design, protocols[design.name], n_folds=n_folds, seed=seed)
         here = probes[_is(probes, {k: site[k] for k in ("model", "design", "position", "bos")})]
         for target in of_site.target.unique():
             evidence, layer, bits_above = _read_evidence(here, health, audit, design, site, target, protocol, margins)

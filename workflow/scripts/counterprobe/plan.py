@@ -48,7 +48,7 @@ def units(config: Mapping[str, Any]) -> Iterator[Unit]:
     for model in run["models"]:
         every = revisions(config["models"][model])
         controlled = control_revisions(config, model)
-        for design in run["designs"]:
+        for design in designs_of(config, model):
             for revision in every:
                 if design not in run["last_only"] or revision in controlled:
                     yield Unit(model, revision, TRAINED, design)
@@ -74,6 +74,16 @@ def capacity_units(config: Mapping[str, Any]) -> Iterator[Unit]:
             yield unit
 
 
+def used_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The cells in which features are swapped and judged: trained weights that have a ladder to be held against."""
+    return controlled_units(config)
+
+
+def designs_of(config: Mapping[str, Any], model: str) -> list[str]:
+    """The designs of this run that a model reads: all but those that name other models."""
+    return [name for name in config["run"]["designs"] if model in config["designs"][name].get("models", [model])]
+
+
 def randomised_units(config: Mapping[str, Any]) -> Iterator[Unit]:
     """The cells that are compared with the trained model of the same revision."""
     return (unit for unit in units(config) if unit.weights != TRAINED)
@@ -93,10 +103,11 @@ def published_designs(config: Mapping[str, Any]) -> list[str]:
 
 
 def figures(config: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of an experiment, as model/design/name."""
+    """The figures of an experiment: one of all verdicts, and others as model/design/name."""
+    yield "verdicts"
     answering = {unit.design for unit in answering_units(config)}
     for model in config["run"]["models"]:
-        for design in config["run"]["designs"]:
+        for design in designs_of(config, model):
             if design in published_designs(config):
                 yield f"{model}/{design}/leak"
             if design not in config["run"]["last_only"]:
