@@ -374,6 +374,14 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             if corpus is not None and corpus not in config["corpora"]:
                 advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
+    for name, read in config["run"]["reads"].items():
+        if name not in config["models"]:
+            advice = nearest(name, config["models"]) or f"; defined are {_listed(list(config['models']))}"
+            yield f"{where(('run', 'reads', name))}: {name!r} is not among models{advice}"
+        for index, design in enumerate(read):
+            if design not in config["designs"]:
+                advice = nearest(design, config["designs"]) or f"; defined are {_listed(list(config['designs']))}"
+                yield f"{where(('run', 'reads', name, index), design)}: {design!r} is not among designs{advice}"
     for name, model in config["models"].items():
         yield from _model_problems(name, model, where)
     for name, design in config["designs"].items():

@@ -80,8 +80,9 @@ def used_units(config: Mapping[str, Any]) -> Iterator[Unit]:
 
 
 def designs_of(config: Mapping[str, Any], model: str) -> list[str]:
-    """The designs of this run that a model reads: all but those that name other models."""
-    return [name for name in config["run"]["designs"] if model in config["designs"][name].get("models", [model])]
+    """The designs of this run that a model reads: those of `run.reads`, or all."""
+    chosen = config["run"]["reads"].get(model, config["run"]["designs"])
+    return [name for name in config["run"]["designs"] if name in chosen]
 
 
 def randomised_units(config: Mapping[str, Any]) -> Iterator[Unit]:

@@ -154,7 +154,10 @@ def _deal_couples(design: Design, n_folds: int, rng: np.random.Generator) -> Int
     blocks, strata = design.blocks[first], design.strata[first]
     # Blocks come in another order in each stratum, or one block would miss the same fold in all of them.
     turned = (blocks + strata) % (blocks.max() + 1) if (blocks >= 0).all() else blocks
-    carriers = [units[first] for units in design.carriers.values()]
+    # Carriers come in another order in each layout, or a carrier would meet the same folds in all of them.
+    carriers = [
+        rng.random((layout.max() + 1, units.max() + 1))[layout, units[first]] for units in design.carriers.values()
+    ]
     order = np.lexsort((rng.random(couples.size), *carriers, turned, layout, strata))
     fold_of = np.empty(couples.size, dtype=np.int64)
     fold_of[order] = np.arange(couples.size) % n_folds
