@@ -28,6 +28,8 @@ failures = progress.terse(logger)
 
 # Idle OpenMP threads that spin make two jobs on two cores many times slower than one after the other.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Papermill draws a bar for the five cells of a figure; its lines would be most of what a run prints.
+os.environ.setdefault("TQDM_DISABLE", "1")
 # A kernel that keeps to itself what is neither an error nor about the figure.
 os.environ.update(JUPYTER_PATH=os.path.join(workflow.basedir, "workflow", "notebooks", "jupyter"))
 

@@ -160,7 +160,7 @@ def test_probing_again_without_ablation_finds_the_same(subject, design):
     for fold, penalty in zip(probing.folds, penalties, strict=True):
         fit = probe_grid.fit_probe(x[fold.train], torch.tensor(probing.labels[fold.train]), "logistic", penalty)
         slow = probes.score_texts(fit, x[fold.test], torch.tensor(probing.labels[fold.test])).correct.numpy()
-        assert abs(slow - again[fold.test]).mean() < 0.05
+        assert abs(slow - again[fold.test]).mean() < 0.08
     used = [set(fold.train) & set(fold.test) for fold in probing.folds]
     assert used == [set()] * 4
 

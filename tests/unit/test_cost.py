@@ -52,7 +52,6 @@ def within_two(estimate, measured):
 
 def test_the_default_run_took_what_is_said(default):
     found = cost.estimate(default)
-    assert found.jobs == 104
     assert within_two(2 * found.seconds(2), MEASURED_SECONDS)
     assert within_two(found.memory, MEASURED_MEMORY)
     assert within_two(found.disk, MEASURED_DISK)
@@ -114,7 +113,7 @@ def test_a_model_of_unknown_size_is_named_and_its_jobs_still_count(default):
     found = cost.estimate(config)
     assert found.unknown == ("odd",)
     assert "not counted: odd" in cost.table(found, 2)
-    assert {row.rule: row.jobs for row in found.rows}["train_probes"] == 10
+    assert {row.rule: row.jobs for row in found.rows}["train_probes"] == 18
 
 
 def test_a_folder_is_known_by_its_config(tmp_path):

@@ -23,7 +23,6 @@ RESOURCES = Path(__file__).parents[2] / "workflow" / "resources"
 SPEC = {
     "activations": {
         "positions": ["period", "last"],
-        "primary_position": "period",
         "bos": [False, True],
         "primary_bos": False,
         "backend": "fast",
@@ -82,7 +81,7 @@ def test_health_of_every_unit_stands_beside_the_trained_model(checkpoint, design
     rung = read(checkpoint, design, "gaussian", tmp_path / "gaussian")
     table = control_health.compare(trained, rung, CELL)
     assert set(table.score) >= {"residual_norm", "block_ratio", "participation_ratio", "collapsed"}
-    assert len(table[table.score == "collapsed"]) == len(rung.units) * len(rung.layers)
+    assert len(table[table.score == "collapsed"]) == len(rung.units) * len(rung.layers) * len(rung.positions)
 
 
 def test_texts_that_cannot_be_read_are_an_error_or_go_with_their_couple(design, world):

@@ -19,7 +19,14 @@ CONFIG = {
         "r": {"source": "statements", "layout": "rax", "protocols": ["items", "published"]},
         "c": {"source": "csv", "protocols": ["items"]},
     },
-    "run": {"models": ["m"], "designs": ["f", "r"], "controls": ["init", "gaussian"], "last_only": ["r"]},
+    "run": {
+        "models": ["m"],
+        "designs": ["f", "r"],
+        "reads": {},
+        "ladders": {},
+        "controls": ["init", "gaussian"],
+        "last_only": ["r"],
+    },
     "controls": {"revisions": "last"},
 }
 
@@ -79,6 +86,7 @@ def test_only_generated_factorial_texts_are_answered():
 
 def test_figures_follow_the_designs():
     assert set(plan.figures(config())) == {
+        "verdicts",
         "m/f/layers_by_step",
         "m/f/geometry",
         "m/f/capacity",
@@ -87,6 +95,7 @@ def test_figures_follow_the_designs():
         "m/r/leak",
     }
     assert set(plan.figures(config(designs=["c"], controls=[]))) == {
+        "verdicts",
         "m/c/layers_by_step",
         "m/c/geometry",
         "m/c/capacity",

@@ -27,7 +27,7 @@ SPEC = {
     "probes": SETTINGS,
     "statistics": {"resamples": 300, "confidence": 0.95, "sign_flips": 300},
     "design": {"protocols": ["carriers", "items"]},
-    "activations": {"primary_position": "period", "primary_bos": False},
+    "activations": {"positions": ["period"], "primary_bos": False},
 }
 CELL = {"model": "m", "revision": "step4", "weights": "trained", "design": "factorial"}
 

@@ -14,7 +14,8 @@ import yaml
 
 SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
-    f"draw_{name}" for name in ("capacity", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed")
+    f"draw_{name}"
+    for name in ("capacity", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed", "verdicts")
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
 MECHANISMS = {"measure_interference", "ablate_components"}
@@ -50,9 +51,15 @@ def overlay(smoke, **changes):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("statistics__resamples", 300, PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry"}),
+        (
+            "statistics__resamples",
+            300,
+            PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry", "swap_features"},
+        ),
         ("probes__shuffles", 3, PROBING),
         ("capacity__epochs", 3, {"probe_capacity"}),
+        ("use__nulls", 20, {"swap_features"}),
+        ("verdicts__effect", 0.1, {"judge_targets"}),
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
@@ -109,9 +116,12 @@ MODULES = {
     "probes": PROBING | {"measure_geometry", "ablate_components"},
     "statistics": {"audit_design", "probe_planted"},
     "probe_grid": PROBING | {"measure_geometry", "ablate_components"},
-    "label_controls": {"control_probes", "measure_geometry", "probe_capacity"},
+    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features"},
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
+    "causal_use": {"swap_features"},
+    "judgement": {"judge_targets", "draw_verdicts"},
+    "verdict_plots": {"draw_verdicts"},
     "components": MECHANISMS,
     "attribution": MECHANISMS,
     "interference": {"measure_interference"},

@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from counterprobe.activations import Store
     from counterprobe.designs import Design
 
-WALSH, OWN = "walsh", "walsh_orthogonal"
 # Kinds of null directions as the column `control` names them.
 CONTROLS = {
     coordinate_swaps.WITHIN_CELL: "within_cell",
@@ -167,7 +166,7 @@ def layers_of(requested: str | Sequence[int], available: Sequence[int]) -> list[
 
 
 def sample(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: int) -> Int[np.ndarray, " m"]:
-    """Texts that are swapped: whole couples, evenly from the folds, about `n_items` items in all; ascending."""
+    """Texts that are swapped: whole couples, evenly from the folds and one of each at least, about `n_items` items."""
     rng = np.random.default_rng([seed, 0])
     held_out = fold_of >= 0
     couples, first = np.unique(design.couples[held_out], return_index=True)
@@ -180,7 +179,7 @@ def sample(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: i
         rank[members] = np.arange(len(members))
     wanted, items = [], 0
     for couple in couples[np.lexsort((fold, rank))]:
-        if items >= n_items:
+        if items >= n_items and len(wanted) >= len(np.unique(fold)):
             break
         wanted.append(couple)
         items += len(np.unique(design.items[design.couples == couple]))
@@ -249,8 +248,8 @@ def directions(
         for fold in folds
     ]
     found = {
-        WALSH: np.stack([one.effect[None] for one in fitted]),
-        OWN: np.stack([one.own[None] for one in fitted]),
+        coordinate_swaps.WALSH: np.stack([one.effect[None] for one in fitted]),
+        coordinate_swaps.OWN: np.stack([one.own[None] for one in fitted]),
     }
     for kind in fitted[0].nulls | fitted[0].beside:
         found[CONTROLS[kind]] = np.stack([(one.nulls | one.beside)[kind] for one in fitted])

@@ -374,10 +374,12 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             if corpus is not None and corpus not in config["corpora"]:
                 advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
+    for section in ("reads", "ladders"):
+        for name in config["run"][section]:
+            if name not in config["models"]:
+                advice = nearest(name, config["models"]) or f"; defined are {_listed(list(config['models']))}"
+                yield f"{where(('run', section, name))}: {name!r} is not among models{advice}"
     for name, read in config["run"]["reads"].items():
-        if name not in config["models"]:
-            advice = nearest(name, config["models"]) or f"; defined are {_listed(list(config['models']))}"
-            yield f"{where(('run', 'reads', name))}: {name!r} is not among models{advice}"
         for index, design in enumerate(read):
             if design not in config["designs"]:
                 advice = nearest(design, config["designs"]) or f"; defined are {_listed(list(config['designs']))}"

@@ -32,6 +32,8 @@ from counterprobe.verdicts import Measured, UseEvidence
 
 WITHIN_CELL, DICHOTOMIES = "within-cell", "dichotomies"
 ISOTROPIC, TOTAL = "isotropic", "total"
+# What the moves of a target are called in tables.
+WALSH, OWN = "walsh", "walsh_orthogonal"
 # What a read-out says of texts with these residual vectors: (vectors [n, d], numbers of the texts [n]) -> [n].
 ReadOut = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

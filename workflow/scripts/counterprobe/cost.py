@@ -35,6 +35,11 @@ LIGHT, TABLES, TORCH, MODEL, NOTEBOOK = 0.25, 0.6, 3.0, 4.3, 5.5
 MATRIX, MATRIX_SOLVES = 0.45, 0.5
 CONTROL_MATRIX = 2.7  # with 8 shuffles and 8 control tasks
 PLANTED_SEED = 1.0  # 748 items of width 128
+# Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
+GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
+BLOCKS = 12 * 4 * 128**2
+# Features that are swapped, and tokens from the site to the last answer.
+SWAPPED, TOKENS_AFTER = 6, 12
 TOKENS_OF_TEXT = 20
 TOKENS_OF_LINE = 27
 # Seconds of each toy sweep for one unit of its work (see `_toys`).
@@ -256,15 +261,62 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         size = max(0.1, planted["items"] * planted["width"] / (748 * 128))
         yield "probe_planted", TORCH + PLANTED_SEED * planted["seeds"] * size, 1.2 * MEMORY_TORCH, 57e3, 0
     yield from _toys(config)
+    yield from _explanations(config, shapes, n_texts)
     cells = sum(1 for _ in plan.units(config))
     yield "gather_audit", TABLES, MEMORY_TABLES, 10e3, 0
     yield "gather_behaviour", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_health", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_probes", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 70e3 * cells, 0
-    for figure in plan.figures(config):
+    yield "gather_geometry", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 50e3 * cells, 0
+    for table in ("capacity", "use", *plan.mechanism_tables(config)):
+        yield f"gather_{table}", TABLES, MEMORY_TABLES, 50e3, 0
+    yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
+    yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
+    for figure in (*plan.figures(config), *plan.mechanism_figures(config)):
         yield f"draw_{figure.rpartition('/')[2]}", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
     for _ in config["run"]["toys"]:
         yield "draw_superposition", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
+
+
+def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_texts: Mapping[str, int]) -> Iterator[Job]:
+    """Geometry, capacity, mechanisms and swaps."""
+    nothing = Shape(0, 0, 0.0, 0.0)
+    reading = config["activations"]
+
+    def sized(unit: plan.Unit) -> tuple[Shape, float, float, float]:
+        """Shape, work beside that of the default model, and memory of a job on activations and on the model."""
+        model, n = shapes.get(unit.model, nothing), n_texts[unit.design]
+        matrix = MEMORY_TORCH + 160 * n * model.width
+        weights = MEMORY_MODEL + 1.3 * 4 * model.parameters + 200 * reading["token_budget"] * max(model.width, 1)
+        return model, max(0.25, n * model.width / (1536 * 128)), matrix, weights
+
+    for unit in plan.units(config):
+        model, size, memory, _ = sized(unit)
+        levels = len(reading.get("layers", range(model.layers + 1)))
+        yield "measure_geometry", TORCH + GEOMETRY_MATRIX * _passes(config, unit)[1] * levels * size, memory, 50e3, 0
+    for unit in plan.capacity_units(config):
+        _, size, memory, _ = sized(unit)
+        seconds = CAPACITY if unit.weights == plan.TRAINED else CAPACITY_OF_A_RUNG
+        yield "probe_capacity", TORCH + seconds * size, memory, 40e3, 0
+    for unit in plan.used_units(config):
+        model, _, _, memory = sized(unit)
+        moves = 2 + 2 * config["use"]["nulls"] + 2 * config["use"]["beside"]
+        layers = 1 if config["use"]["layers"] == "middle" else len(config["use"]["layers"])
+        asked = 2 * moves * config["use"]["items"] * 16 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
+        yield "swap_features", MODEL + 2 * model.blocks * asked / _rate(config, model), memory, 50e3, 0
+    for unit in plan.interference_units(config):
+        model, size, _, memory = sized(unit)
+        yield "measure_interference", MODEL + INTERFERENCE * size * max(1, model.blocks / BLOCKS), memory, 40e3, 0
+    for unit in plan.ablation_units(config):
+        model, size, _, memory = sized(unit)
+        share = config["ablation"]["items"] * 16 / max(1, n_texts[unit.design])
+        yield (
+            "ablate_components",
+            MODEL + ABLATION * min(1, share) * size * max(1, model.blocks / BLOCKS),
+            memory,
+            60e3,
+            0,
+        )
 
 
 def _checkpoints(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Job]:
@@ -316,7 +368,7 @@ def _passes(config: Mapping[str, Any], unit: plan.Unit) -> tuple[int, int]:
     if unit.weights == plan.TRAINED:
         return len(reading["bos"]), len(reading["bos"]) * len(reading["positions"])
     units = len(rungs["embeddings"]) * rungs["seeds"]
-    return units, units
+    return units, units * len(reading["positions"])
 
 
 def _rate(config: Mapping[str, Any], model: Shape) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from counterprobe import causal_use, designs, splits, verdicts
+from counterprobe import coordinate_swaps, designs, splits, verdicts
 from counterprobe.designs import Design
 from counterprobe.verdicts import Dichotomies, Measured, ReadEvidence, UseEvidence
 
@@ -235,7 +235,7 @@ def _rungs(of_target: pd.DataFrame, health: pd.DataFrame, site: Mapping[str, Any
 
 def _use_evidence(of_target: pd.DataFrame, margins: Mapping[str, float]) -> tuple[UseEvidence, str]:
     """Evidence for USE, and which score it is about."""
-    moved = of_target[of_target.probe == causal_use.WALSH].set_index("score")
+    moved = of_target[of_target.probe == coordinate_swaps.WALSH].set_index("score")
     of = "effect" if "effect" in moved.index else "divergence"
     nulls = of_target[(of_target.probe == "null") & (of_target.score == of) & of_target.control.isin(DECISIVE)]
     return (

@@ -52,7 +52,8 @@ def units(config: Mapping[str, Any]) -> Iterator[Unit]:
             for revision in every:
                 if design not in run["last_only"] or revision in controlled:
                     yield Unit(model, revision, TRAINED, design)
-            rungs = run["controls"][:1] if design in run["last_only"] else run["controls"]
+            rungs = rungs_of(config, model)
+            rungs = rungs[:1] if design in run["last_only"] else rungs
             for revision in controlled:
                 for rung in rungs:
                     yield Unit(model, revision, rung, design)
@@ -72,6 +73,12 @@ def capacity_units(config: Mapping[str, Any]) -> Iterator[Unit]:
         controlled = unit.revision in control_revisions(config, unit.model)
         if controlled and unit.design not in config["run"]["last_only"]:
             yield unit
+
+
+def rungs_of(config: Mapping[str, Any], model: str) -> list[str]:
+    """The rungs of the ladder that a model is held against: those of `run.ladders`, or all of `run.controls`."""
+    chosen = config["run"]["ladders"].get(model, config["run"]["controls"])
+    return [rung for rung in config["run"]["controls"] if rung in chosen]
 
 
 def used_units(config: Mapping[str, Any]) -> Iterator[Unit]:

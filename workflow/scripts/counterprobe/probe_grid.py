@@ -89,8 +89,8 @@ class Resampling:
 def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str) -> Grid:
     """Probe every site (position, BOS, layer) of every unit of a store, for every target and protocol.
 
-    spec: `probes`, `statistics`, `activations.primary_bos` and `design.protocols`: those after the first stand beside it,
-    and are read with the primary choice of BOS only. `cell` names model, revision, weights and design and goes into
+    spec: `probes`, `statistics`, `activations.primary_bos` and `design.protocols` (`beside` says where those after the
+    first are read). `cell` names model, revision, weights and design and goes into
     every row. A protocol with nothing to hold out gives no rows, and says so in the log.
     """
     settings = spec["probes"]
@@ -119,7 +119,7 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
         for protocol, folds in protocols.items():
             # Items alone held out is there beside the reference probe's own protocol, not for every family of probes.
             first = protocol == next(iter(protocols)) and protocol != PUBLISHED
-            if not first and bos != spec["activations"]["primary_bos"]:
+            if not first and not beside(cell["weights"], bos, protocols, spec["activations"]["primary_bos"]):
                 continue
             kinds = settings["kinds"] if first else [REFERENCE]
             for kind in kinds:
@@ -136,6 +136,12 @@ def train(store: Store, design: Design, spec: Mapping[str, Any], cell: Mapping[s
                         chosen = {**here, "layer": -1, "note": "each fold chose its layer on its inner folds"}
                         rows += score_rows(choose_layers(layers), design, labels, list(targets), resampling, chosen)
     return Grid(tables.frame(rows), directions)
+
+
+def beside(weights: str, bos: bool, protocols: Mapping[str, Any], primary_bos: bool) -> bool:
+    """Whether protocols after the first are read here: trained weights with the primary choice of BOS, and rungs where
+    splits are what is compared."""
+    return bos == primary_bos and (weights == "trained" or PUBLISHED in protocols)
 
 
 def choose_layers(layers: Sequence[HeldOut]) -> HeldOut:

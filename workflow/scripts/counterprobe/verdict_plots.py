@@ -45,9 +45,7 @@ def draw(rows: pd.DataFrame, aliases: dict[str, str]) -> Figure:
             if predicted:
                 axis.plot([row.bits_above] * 2, [row.effect_lower, row.effect_upper], color=colours[row.model])
             if row.read == verdicts.LEARNED or row.use == verdicts.USED:
-                under = sum(
-                    abs(row.bits_above - x) < NEAR[0] * 5 and abs(height - y) < NEAR[1] for x, y in placed
-                )
+                under = sum(abs(row.bits_above - x) < NEAR[0] * 5 and abs(height - y) < NEAR[1] for x, y in placed)
                 placed.append((row.bits_above, height))
                 axis.annotate(
                     plots.label(row.target, aliases),
