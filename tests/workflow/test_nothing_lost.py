@@ -26,8 +26,15 @@ from counterprobe import language_model, statements, tokenization
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")]
 
-KILL = ("--configfile", "config/kill.yaml")
-STEPS = 17
+# The spine: a job of every stage from texts to a figure, in half a minute.
+TABLES = ("audit", "behaviour", "health", "probes")
+TARGETS = (
+    *(f"results/kill/tables/{table}.parquet" for table in TABLES),
+    "results/kill/figures/little/factorial_least/ladder.png",
+)
+KILL = ("--configfile", "config/kill.yaml", "--", *TARGETS)
+UNLOCK = ("--configfile", "config/kill.yaml", "--unlock")
+STEPS = 13
 FAULTS = ("job", "controller", "controller and jobs", "disk")
 MOMENTS = 20
 MEGABYTE = 2**20
@@ -71,7 +78,7 @@ def place(fresh_checkout, tmp_path_factory) -> Iterator[Place]:
         made.run(*KILL)
         undisturbed = Place(made, "tmpfs" if mounted else "RLIMIT_FSIZE", {})
         undisturbed.tables = undisturbed.read_tables()
-        assert set(undisturbed.tables) == {"audit.parquet", "behaviour.parquet", "health.parquet", "probes.parquet"}
+        assert set(undisturbed.tables) == {f"{table}.parquet" for table in TABLES}
         print(f"undisturbed: {time.monotonic() - started:.1f} s")
         yield undisturbed
     finally:
@@ -97,7 +104,7 @@ def test_after_a_fault_one_plain_rerun_gives_the_same_tables(place, fault_table,
     row = fault_table.setdefault(f"{fault} ({place.disk})" if fault == "disk" else fault, [0, 0])
     row[0] += struck
     if fault.startswith("controller"):
-        place.checkout.run(*KILL, "--unlock")
+        place.checkout.run(*UNLOCK)
     place.checkout.run(*KILL)
     assert place.read_tables() == place.tables
     assert struck, said[-2000:]

@@ -156,9 +156,9 @@ def targets_of(design: Design) -> list[str]:
 
 
 def layers_of(requested: str | Sequence[int], available: Sequence[int]) -> list[int]:
-    """`middle` is half the depth, the site that verdicts rest on; otherwise the layers listed. Raises UserError."""
+    """`middle` is what was read nearest to half the depth; otherwise the layers listed. Raises UserError."""
     if requested == "middle":
-        return [available[-1] // 2]
+        return [min(available, key=lambda layer: abs(layer - available[-1] / 2))]
     missing = [layer for layer in requested if layer not in available]
     if missing:
         raise UserError(f"use.layers: there is no layer {missing[0]}; there are {available[0]} to {available[-1]}")
