@@ -73,7 +73,7 @@ def overlay(smoke, **changes):
         ("designs__factorial_small__seed", 1, {"write_design"}),
         (
             "designs__rax_small__protocols",
-            ["items", "published"],
+            ["carriers", "items", "published"],
             {"write_design", "probe_planted"},
         ),
     ],
@@ -120,7 +120,7 @@ MODULES = {
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features"},
-    "judgement": {"judge_targets", "draw_verdicts"},
+    "judgement": {"judge_targets"},
     "verdict_plots": {"draw_verdicts"},
     "components": MECHANISMS,
     "attribution": MECHANISMS,

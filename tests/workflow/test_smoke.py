@@ -55,7 +55,7 @@ def test_every_number_has_its_key_its_interval_and_its_sample(probes):
     main = probes[(probes.score == "accuracy") & (probes.probe == "logistic") & (probes.control == "none")]
     assert set(main.weights) == {"trained", "init", "none"}
     assert set(main[main.design == "factorial_small"].protocol) == {"carriers", "items"}
-    assert set(main[main.design == "rax_small"].protocol) == {"carriers", "items", "published"}
+    assert set(main[main.design == "rax_small"].protocol) == {"items", "published"}
     assert (main.lower <= main.upper).all()
     # A percentile interval can miss its own estimate, but not often.
     assert ((main.lower <= main.estimate + 1e-6) & (main.estimate <= main.upper + 1e-6)).mean() > 0.98
@@ -90,7 +90,7 @@ def test_geometry_of_every_cell(smoke):
 def test_what_comes_first_is_counted_for_every_protocol(smoke):
     training = tables.read(smoke.root / "results/smoke/tables/training.parquet")
     counts = training[training.score == "cells_above_or"]
-    assert set(counts.protocol) == {"carriers", "items", "published"}
+    assert set(counts.protocol) == {"items", "published"}
     assert counts.note.str.contains("cells").all()
 
 

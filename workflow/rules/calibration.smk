@@ -3,6 +3,10 @@
 CALIBRATIONS = (*config["calibration"]["families"], *(f"power_{curve}" for curve in config["calibration"]["effects"]))
 
 
+localrules:
+    calibration,
+
+
 rule calibrate:
     output:
         rates="<results>/calibration/{calibration}.parquet",

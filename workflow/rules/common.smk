@@ -100,3 +100,14 @@ def what_is_read(wildcards):
     else:
         own = ["activations.primary_bos", "controls.seeds", "controls.embeddings"]
     return spec(*shared, *own, "designs.{design}.unreadable")(wildcards)
+
+
+def judged_designs():
+    """Designs with a swap, so with a verdict."""
+    return sorted({unit.design for unit in plan.used_units(config)})
+
+
+def what_is_judged(wildcards):
+    """The protocols of the designs that are judged, the folds of those that make their own, and the margins."""
+    protocols = [f"designs.{name}.protocols" for name in judged_designs()]
+    return spec("verdicts", "probes.outer_folds", "probes.seed", *protocols)(wildcards)

@@ -1,21 +1,7 @@
 """READ and USE: features swapped in the model, and the verdict on every target."""
 
 USED = tuple(plan.used_units(config))
-
-
-def protocols_of(wildcards):
-    """The protocols of the designs that are judged, the folds of those that make their own, and the margins."""
-    return spec(
-        "verdicts",
-        "probes.outer_folds",
-        "probes.seed",
-        *(f"designs.{name}.protocols" for name in judged_designs()),
-    )(wildcards)
-
-
-def judged_designs():
-    """Designs with a swap."""
-    return sorted({unit.design for unit in USED})
+JUDGED = judged_designs()
 
 
 rule swap_features:
@@ -79,7 +65,7 @@ rule judge_targets:
         health="<results>/tables/health.parquet",
         use="<results>/tables/use.parquet",
         audit="<results>/tables/audit.parquet",
-        designs=collect("<results>/designs/{design}.parquet", design=judged_designs()),
+        designs=collect("<results>/designs/{design}.parquet", design=JUDGED),
     output:
         table="<results>/tables/verdicts.parquet",
     log:
@@ -93,7 +79,7 @@ rule judge_targets:
         mem_mb=memory("table"),
         runtime=minutes("table"),
     params:
-        spec=protocols_of,
+        spec=what_is_judged,
         code=code("judge_targets.py"),
     script:
         "../scripts/judge_targets.py"
@@ -102,7 +88,7 @@ rule judge_targets:
 rule draw_verdicts:
     input:
         verdicts="<results>/tables/verdicts.parquet",
-        designs=collect("<results>/designs/{design}.parquet", design=judged_designs()),
+        designs=collect("<results>/designs/{design}.parquet", design=JUDGED),
     output:
         pdf="<results>/figures/verdicts.pdf",
         png=report(
