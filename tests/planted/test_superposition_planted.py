@@ -94,6 +94,31 @@ def test_features_that_share_no_neuron_have_no_readable_xor():
     assert direct.loc[(0.4, "accuracy")].lower > 0.5
 
 
+def test_an_xor_is_read_from_a_network_made_for_ands_where_their_error_is_below_a_quarter():
+    spec = {"m": 32, "dimensions": [24], "widths": [128, 256, 16384], "s": [2], "pairs": 8, "contexts": 8}
+    spec |= {"networks": 3}
+    spec |= {"probed": {"widths": [256], "s": [4], "items": 96, "penalty": 0.001, "dichotomies": 4}}
+    table = superposition_cells.networks(superposition_constructed.xor_rows(spec))
+    read = table[(table.setting == "direct inputs") & (table.readout == "mean")]
+    read = read.set_index(["d", "target", "score"]).sort_index()
+    assert (read.loc[(16384, "and", "error_bound")].estimate < 0.25).all()
+    assert (read.loc[(16384, "and", "max_error")].estimate < 0.25).all()
+    assert (read.loc[(16384, "xor", "threshold_accuracy")].estimate == 1).all()
+    # p = .75: nearly every neuron is connected to nearly every input, and every pair with one on reads as both.
+    assert (read.loc[(256, "and", "error_bound")].estimate > 0.5).all()
+    assert (read.loc[(256, "xor", "threshold_accuracy")].estimate < 0.6).all()
+    # p = 1.06: no network.
+    assert read.loc[128].estimate.isna().all()
+    superposed = table[table.setting.str.startswith("superposed") & (table.d == 16384) & (table.readout == "mean")]
+    superposed = superposed.set_index(["target", "score"]).estimate
+    assert (superposed["and", "max_error"] > 0.25).all()
+    assert (superposed["xor", "threshold_accuracy"] < 0.9).all()
+    probed = table[(table.readout == "logistic") & (table.network == "bernoulli") & (table.setting == "direct inputs")]
+    probed = probed.set_index("score").estimate
+    assert probed["accuracy"].min() > 0.6
+    assert probed["shuffled"].mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_an_xor_is_free_where_its_and_is_computed_and_there_is_room():
     spec = {
         "steps": 1500,

@@ -8,6 +8,7 @@ from counterprobe import (
     superposition_inputs,
     superposition_reading,
 )
+from counterprobe.progress import UserError
 from counterprobe.superposition_training import generator
 
 
@@ -80,6 +81,46 @@ def test_the_analytic_interaction_is_the_measured_one(p):
     assert measured == pytest.approx(analytic, rel=0.15, abs=1e-9)
 
 
+def test_the_bound_is_the_largest_error_over_every_background():
+    m, d, s = 7, 40, 3
+    weights = superposition_constructed.bernoulli_weights(m, d, 0.5, generator(4))
+    pairs = superposition_inputs.all_pairs(m)
+    inputs = superposition_inputs.all_sparse(m, s)
+    readoffs = superposition_constructed.mean_readoff(weights, pairs)
+    said = superposition_constructed.hidden(weights, inputs) @ readoffs
+    errors = (said - superposition_inputs.boolean_pairs(inputs, pairs, "and")).abs().amax(dim=0)
+    torch.testing.assert_close(superposition_constructed.error_bound(weights, pairs, s), errors)
+
+
+def test_inputs_are_read_from_the_layer_alone_without_bias():
+    m, d, p, s = 24, 200_000, 0.3, 3
+    weights = superposition_constructed.bernoulli_weights(m, d, p, generator(5))
+    inputs = torch.stack([torch.arange(m) < s, torch.arange(m) >= m - s]).float()
+    read = superposition_constructed.hidden(weights, inputs) @ superposition_constructed.input_readoff(weights, p, s)
+    assert (read - inputs).abs().max() < 0.03
+
+
+XOR = {"m": 16, "dimensions": [12], "widths": [48, 128], "s": [2], "pairs": 4, "contexts": 4, "networks": 2}
+XOR |= {"probed": {"widths": [48, 128], "s": [3], "items": 8, "penalty": 0.01, "dichotomies": 2}}
+
+
+def test_xors_are_read_with_twice_the_error_and_impossible_sizes_are_counted():
+    # log(16)² = 7.687 > √48 = 6.93.
+    cells = superposition_cells.cells(superposition_cells.networks(superposition_constructed.xor_rows(XOR)))
+    built = cells[cells.network == "bernoulli"]
+    assert (built[built.d == 48].excluded == 2).all()
+    assert built[built.d == 48].reason.str.contains("> 1").all()
+    assert set(built[built.d == 48].score) == set(built[built.d == 128].score)
+    assert (cells[cells.network == "random"].n_networks == 2).all()
+    there = built[(built.d == 128) & (built.setting == "direct inputs")].set_index(["target", "readout", "score"])
+    for readout in ("mean", "mean_centred"):
+        of_and = there.loc[("and", readout, "max_error")].estimate
+        assert there.loc[("xor", readout, "max_error")].estimate == pytest.approx(2 * of_and, rel=1e-5)
+        assert there.loc[("xor / and", readout, "rms_error_ratio")].estimate == pytest.approx(2, rel=1e-5)
+    with pytest.raises(UserError, match="fewer dimensions"):
+        superposition_constructed.xor_rows(XOR | {"dimensions": [16]})
+
+
 def test_exclusive_neurons_share_nothing():
     weights = superposition_constructed.designated_weights(5, 12, 0.0, generator(0))
     assert (weights.sum(dim=1) == 2).all()
@@ -87,7 +128,7 @@ def test_exclusive_neurons_share_nothing():
 
 
 def test_superposed_inputs_see_unit_features_and_cross_talk():
-    gram = superposition_constructed.superposed(20, generator(1))
+    gram = superposition_constructed.superposed(20, 10, generator(1))
     torch.testing.assert_close(gram.diagonal(), torch.ones(20))
     assert np.linalg.matrix_rank(gram.numpy()) == 10
 

@@ -24,6 +24,8 @@ TRAINED |= {
     "learned": 100,
 }
 UNIVERSAL = {"m": 8, "widths": [16, 32, 64], "s": [2, 3], "pairs": 2, "contexts": 2, "networks": 2}
+XOR = {"m": 8, "dimensions": [6], "widths": [8, 32, 64], "s": [2, 3], "pairs": 2, "contexts": 2, "networks": 2}
+XOR |= {"probed": {"widths": [8, 32], "s": [3], "items": 8, "penalty": 0.01, "dichotomies": 2}}
 DESIGNATED = {"base": {"m": 4, "d": 8, "s": 1, "p": 0.5}, "m": [], "d": [], "s": [], "p": [0, 1]}
 DESIGNATED |= {"networks": 2, "items": 8, "penalty": 0.01, "dichotomies": 2}
 INDICATOR = {
@@ -70,7 +72,7 @@ GEOMETRY |= {"sizes": [[6, 3]], "networks": 2, "steps": 20, "batch": 8, "learnin
 def cells():
     parts = [
         superposition_trained.sweep(TRAINED),
-        superposition_constructed.sweep({"universal": UNIVERSAL, "designated": DESIGNATED}),
+        superposition_constructed.sweep({"universal": UNIVERSAL, "xor": XOR, "designated": DESIGNATED}),
         superposition_genericity.sweep({"indicator": INDICATOR, "readoffs": READOFFS, "losses": LOSSES}),
         superposition_redundancy.sweep(REDUNDANCY),
         superposition_geometry.sweep(GEOMETRY),

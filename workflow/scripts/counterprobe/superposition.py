@@ -24,6 +24,10 @@ Two explanations of an XOR that nobody asked for, and where they part:
 fitted. A quantity decides between them only where both say something and the signs differ; it is judged at the
 base cell, and cells with more room are shown as such. A sign 0 is an interval inside ± `CHANCE_MARGIN`.
 
+Two quantities are shown beside "for free" and decide nothing: the error of XOR over that of AND is 2 by algebra
+wherever the inputs are known, and the XOR accuracy of Bernoulli U-AND minus that of a random layer of equal size
+compares two layers that both compute ANDs, as a random one does so too (C43); of neither does interference speak.
+
 A criterion is judged with these guards. A ratio of two errors says nothing where both networks fail, so C41
 decides only where the trained network's maximal error is surely below that of the best affine read-off of the
 inputs. The best of several cells (C07) is judged after Holm's correction over them.
@@ -353,7 +357,7 @@ def _geometry_name(row: pd.Series) -> str:
 
 
 def _c21(cells: pd.DataFrame) -> list[dict[str, object]]:
-    built = _select(cells, experiment="constructed", network="bernoulli")
+    built = _select(cells, experiment="constructed", network="bernoulli", setting="")
     p = _select(built, score="p").sort_values("d")
     legs = [_first("p ≤ .5", p, p.estimate <= 0.5, decides=True)]
     s = built.s.min()
@@ -493,6 +497,15 @@ def _for_free(cells: pd.DataFrame) -> list[dict[str, object]]:
     for _, row in ratios.dropna(subset="estimate").iterrows():
         name = f"error of XOR over error of AND, random layer, m {row.m}, d {row.d}, s {row.s:g}"
         legs.append(_leg(name, "interval inside 2 ± .25", row, _inside(row, 1.75, 2.25), decides=False))
+    built = cells[cells.experiment == "constructed"]
+    ratios = _select(built, score="rms_error_ratio", target="xor / and").dropna(subset="estimate")
+    for _, row in ratios[(ratios.d == ratios.d.max()) & (ratios.readout != "mean_centred")].iterrows():
+        name = f"error of XOR over error of AND, U-AND, {row.readout}, {row.setting}, d {row.d}, s {row.s:g}"
+        legs.append(_leg(name, "interval inside 2 ± .25", row, _inside(row, 1.75, 2.25), decides=False))
+    more = _select(built, network="bernoulli - random", score="accuracy").dropna(subset="estimate")
+    for _, row in more[more.d == more.d.max()].iterrows():
+        name = f"XOR accuracy, U-AND minus a random layer, {row.setting}, d {row.d}, s {row.s:g}"
+        legs.append(_leg(name, "interval > 0", row, _above(row, 0.0), decides=False))
     return legs
 
 

@@ -5,6 +5,8 @@ predictions with nothing fitted, grey lines levels without information. Each fig
 its CSV.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -150,8 +152,8 @@ def _trained(rows: pd.DataFrame) -> Figure:
 
 
 def _constructed(rows: pd.DataFrame) -> Figure:
-    figure, axes = plt.subplots(1, 4, figsize=(13.0, 3.2))
-    errors = rows[(rows.network == "bernoulli") & (rows.score == "max_error")]
+    figure, (axes, lower) = plt.subplots(2, 4, figsize=(13.0, 7.0))
+    errors = rows[(rows.network == "bernoulli") & (rows.setting == "") & (rows.score == "max_error")]
     colours = dict(zip(sorted(errors.s.unique()), (plots.BLUE, plots.VERMILION, plots.GREEN), strict=False))
     for axis, readout in zip(axes, ("mean", "mean_centred"), strict=False):
         for s, colour in colours.items():
@@ -187,7 +189,60 @@ def _constructed(rows: pd.DataFrame) -> Figure:
     axes[3].set_ylabel("measured ‖δ‖²")
     axes[3].set_title("interaction from shared neurons")
     _legend(axes[3])
+    _xor_of_and(lower, rows[rows.network.isin(["bernoulli", "random"]) & (rows.setting != "")])
     return figure
+
+
+def _xor_of_and(axes: Sequence[Axes], rows: pd.DataFrame) -> None:
+    """Errors of XOR read as x + y - 2 AND beside twice those of AND, and what probes find of the XOR."""
+    read = rows[rows.s == rows[rows.readout == "mean"].s.min()]
+    m, s = read.m.max(), read.s.max()
+    colours = dict(zip(sorted(read.setting.unique()), (plots.BLUE, plots.ORANGE, plots.VERMILION), strict=False))
+    readouts = (("mean", "o", "x, y from the input", "-"), ("mean_hidden", "^", "x, y from the layer", ":"))
+    for axis, score, name in (
+        (axes[0], "max_error", "maximal error of XOR"),
+        (axes[1], "threshold_accuracy", "XOR right at threshold 1/2"),
+    ):
+        for setting, colour in colours.items():
+            of_setting = read[(read.setting == setting) & (read.score == score)]
+            for readout, marker, label, line in readouts:
+                shown = of_setting[(of_setting.target == "xor") & (of_setting.readout == readout)]
+                _measured(axis, shown, "d", colour, marker, f"{setting}; {label}", line=line)
+                _predicted(axis, shown[shown.n_networks > 0], "d", "mean error predicted")
+        axis.set_ylabel(name)
+        axis.set_title(f"XOR from U-AND, m {m}, {s:g} inputs on")
+    axes[0].axhline(0.5, color=plots.GREY, linewidth=1)
+    axes[0].set_yscale("log")
+    axes[1].axhline(plots.CHANCE, color=plots.GREY, linewidth=1)
+    for setting, colour in colours.items():
+        for readout, marker, label, line in readouts:
+            shown = read[(read.setting == setting) & (read.readout == readout) & (read.score == "rms_error_ratio")]
+            _measured(axes[2], shown, "d", colour, marker, f"{setting}; {label}", line=line)
+    axes[2].axhline(2, color=plots.BLACK, linestyle=DASHED, linewidth=1, label="predicted: 2")
+    axes[2].set_yscale("log", base=2)
+    axes[2].set_ylabel("RMS error, XOR / AND")
+    axes[2].set_title("twice the error of AND")
+    probed = rows[rows.readout == "logistic"]
+    primary = probed[probed.s == probed.s.min()]
+    levels = primary[(primary.score == "accuracy") & (primary.target == "xor")]
+    gaps = primary[primary.score == "selectivity"].set_index(["network", "setting", "d"]).estimate
+    for setting, colour in colours.items():
+        for network, marker, line in (("bernoulli", "o", "-"), ("random", "s", "--")):
+            shown = levels[(levels.setting == setting) & (levels.network == network)].sort_values("d")
+            _measured(axes[3], shown, "d", colour, marker, f"{setting}; {network} layer", line=line)
+            dichotomies = shown.estimate - [gaps[network, setting, d] for d in shown.d]
+            axes[3].plot(shown.d, dichotomies, color=colour, marker=marker, markersize=2, linewidth=0.6, linestyle=":")
+    axes[3].plot([], [], color=plots.GREY, linewidth=0.6, linestyle=":", label="random dichotomies")
+    axes[3].axhline(plots.CHANCE, color=plots.GREY, linewidth=1)
+    axes[3].set_ylabel("probed XOR accuracy")
+    axes[3].set_title(f"XOR probed in the layer, {primary.s.min():g} on")
+    missing = read[(read.score == "max_error") & (read.n_networks == 0)].d
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("neurons d")
+        if len(missing):
+            axis.axvspan(missing.min() / 1.4, missing.max(), color=plots.GREY, alpha=0.25, linewidth=0, label="p > 1")
+        _legend(axis)
 
 
 def _genericity(rows: pd.DataFrame) -> Figure:
