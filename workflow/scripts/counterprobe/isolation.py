@@ -7,8 +7,9 @@ with the host. `isolated` takes those entries out again for the length of a job,
 library has imported from there already.
 
 Snakemake's own modules come from the host by design, and so does what they import. Of the modules that lie outside the
-environment, the script's are those that were loaded after this library began to load, and those that the script or the
-library hold a name for.
+environment, those that the script or the library hold a name for are refused. Others that were loaded after this library
+began to load were borrowed: packages of the environment looked for what they can do without and found it (transformers
+does so with pillow). They are written to the log.
 
 Pitfalls: a module that is outside, was loaded for Snakemake, and is used by a package of the environment without the
 library naming it is not seen. Nothing is looked at outside conda environments: there, Snakemake and scripts share one.
@@ -21,17 +22,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, logger
 
 LIBRARY = "counterprobe"
 # The preamble's own.
 HOST = "snakemake"
-PROJECT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
@@ -45,14 +44,16 @@ def isolated(environment: Mapping[str, str] = os.environ, prefix: str = sys.pref
     if not (conda and os.path.realpath(conda) == os.path.realpath(prefix) and outside):
         yield
         return
-    found = foreign_modules(sys.modules, prefix)
-    if found:
-        name, file = next(iter(found.items()))
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    used, borrowed = foreign_modules(sys.modules, prefix)
+    if used:
+        name, file = next(iter(used.items()))
+        more = f" (and {len(used) - 1} more)" if len(used) > 1 else ""
         raise UserError(
             f"{name} comes from {file}{more}, not from the rule's environment {prefix}; declare its package in the "
             "rule's file of envs/"
         )
+    if borrowed:
+        logger("isolation").warning("not of the rule's environment, and not asked for: %s", ", ".join(borrowed))
     before = list(sys.path)
     sys.path[:] = [entry for entry in sys.path if entry not in outside]
     try:
@@ -62,34 +63,36 @@ def isolated(environment: Mapping[str, str] = os.environ, prefix: str = sys.pref
 
 
 def foreign_entries(path: Sequence[str], prefix: str) -> list[str]:
-    """Folders of packages on `path` that are neither in `prefix` nor the project's."""
+    """Folders of packages on `path` that are not in `prefix`."""
     return [entry for entry in path if _is_site(entry) and not _is_own(entry, prefix)]
 
 
-def foreign_modules(modules: Mapping[str, types.ModuleType], prefix: str) -> dict[str, str]:
-    """Top-level packages outside `prefix` that the script or the library has imported, and their files.
+def foreign_modules(modules: Mapping[str, types.ModuleType], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Top-level packages outside `prefix`, each with its file: those that the script or the library names, and those
+    that were loaded with it without being named.
 
     `modules` is `sys.modules`: in the order in which loading began.
     """
     outside: dict[str, str] = {}
     late = set()
-    names = list(modules)
-    begun = names.index(LIBRARY) if LIBRARY in names else len(names)
-    for place, name in enumerate(names):
+    begun = False
+    for name, module in list(modules.items()):
         top = name.partition(".")[0]
-        file = _file(modules[name])
+        begun = begun or top == LIBRARY
+        file = _file(module)
         if top.startswith(HOST) or file is None or _is_own(file, prefix):
             continue
         outside.setdefault(top, file)
-        if place > begun:
+        if begun:
             late.add(top)
     named = {
         _origin(value)
-        for name in names
+        for name, module in list(modules.items())
         if name == "__main__" or name.partition(".")[0] == LIBRARY
-        for value in list(vars(modules[name]).values())
+        for value in list(vars(module).values())
     }
-    return {top: file for top, file in outside.items() if top in late | named}
+    used = {top: file for top, file in outside.items() if top in named}
+    return used, {top: file for top, file in outside.items() if top in late - named}
 
 
 def _file(module: types.ModuleType) -> str | None:
@@ -112,10 +115,9 @@ def _is_site(entry: str) -> bool:
 
 
 def _is_own(file: str, prefix: str) -> bool:
-    """In the environment or the project, by its name or by what its links lead to; or not of a folder of packages."""
-    if not _is_site(file) and not _is_site(os.path.realpath(file)):
+    """In `prefix`, by its name or by what its links lead to; or in no folder of packages at all."""
+    if not _is_site(file):
         return True
-    folders = [prefix, str(PROJECT), *(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))]
-    places = [os.path.abspath(file), os.path.realpath(file)]
-    roots = [*(os.path.abspath(folder) for folder in folders[:2]), *(os.path.realpath(folder) for folder in folders[:2])]
-    return any(place.startswith(root.rstrip(os.sep) + os.sep) for place in places for root in roots)
+    places = (os.path.abspath(file), os.path.realpath(file))
+    roots = (os.path.abspath(prefix), os.path.realpath(prefix))
+    return any(Path(place).is_relative_to(root) for place in places for root in roots)
