@@ -65,6 +65,20 @@ def test_revisions_of_their_own(root):
     revision_audit.refuse(table)
 
 
+def test_audits_of_several_models_in_one_table(root, tmp_path):
+    table = audit(root)
+    for model in ("b", "a.c"):
+        (tmp_path / f"{model}.parquet").write_bytes(revision_audit.to_parquet(table))
+    assert (tmp_path / "b.parquet").read_bytes() == revision_audit.to_parquet(audit(root))
+    gathered = revision_audit.gather([tmp_path / "b.parquet", tmp_path / "a.c.parquet"])
+    assert list(gathered.columns) == ["model", *revision_audit.COLUMNS]
+    assert list(gathered["model"]) == ["a.c"] * 4 + ["b"] * 4
+    assert gathered[gathered["model"] == "b"].drop(columns="model").reset_index(drop=True).equals(table)
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "b.parquet").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"b\.parquet"):
+        revision_audit.gather([tmp_path / "b.parquet"])
+
+
 def test_an_untrained_step_that_is_the_trained_model(root):
     trained = (root / REPO / "main" / "model.safetensors").read_bytes()
     (root / REPO / "step0" / "model.safetensors").write_bytes(trained)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from counterprobe import tables
+from counterprobe import checksum, tables
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,6 +62,14 @@ def test_a_hub_by_another_overlay(hub, fresh_checkout, tmp_path):
     (checkout.root / "hub.yaml").write_text(yaml.safe_dump(overlay))
     arguments = ("--configfile", "config/own-model.yaml", "hub.yaml", "--until", "extract_activations")
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+    # Both revisions hold the same weights: nothing is fetched until the configuration says why that is right.
+    refused = checkout.snakemake(*arguments, **environment)
+    assert refused.returncode == 1
+    assert "someone/stories: 1 of 2 revisions with weights of another revision: step0 (as main)" in refused.stdout
+    assert hub.count(where="model.safetensors") == 0
+    assert "step0" in checkout.read("results/from-hub/logs/audit_revisions/served.log").decode()
+    overlay["models"]["served"]["allow"] = {"step0": "planted by the test"}
+    (checkout.root / "hub.yaml").write_text(yaml.safe_dump(overlay))
     hub.inject("reset", "model.safetensors", after=100_000)
     checkout.run(*arguments, **environment)
     for revision in ("step0", "main"):
@@ -71,3 +79,29 @@ def test_a_hub_by_another_overlay(hub, fresh_checkout, tmp_path):
     asked = len(hub.requests)
     assert not re.search(r"^(local)?rule ", checkout.run(*arguments, **environment), flags=re.MULTILINE)
     assert len(hub.requests) == asked
+    table = "results/from-hub/tables/revisions.parquet"
+    checkout.run(table, *arguments[:3], **environment)
+    found = checksum.read_parquet(checkout.root / table).to_pandas()
+    assert list(found["model"] + " " + found["revision"] + " " + found["verdict"]) == [
+        "served step0 allowed",
+        "served main reference",
+    ]
+    assert b"planted by the test" in checkout.read("results/from-hub/tables/revisions.csv")
+
+
+def test_one_more_revision_is_audited_and_nothing_is_fetched_again(hub, fresh_checkout, tmp_path):
+    checkout = fresh_checkout()
+    overlay = {
+        "experiment": "from-hub",
+        "models": {"served": {"source": "hub", "repo": "someone/stories", "revisions": ["main"]}},
+        "run": {"models": ["served"], "designs": ["cities"], "controls": [], "last_only": [], "toys": []},
+    }
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+    arguments = ("--configfile", "config/own-model.yaml", "hub.yaml", "--until", "download_revision")
+    (checkout.root / "hub.yaml").write_text(yaml.safe_dump(overlay))
+    checkout.run(*arguments, **environment)
+    overlay["models"]["served"] |= {"revisions": ["step0", "main"], "allow": {"step0": "planted by the test"}}
+    (checkout.root / "hub.yaml").write_text(yaml.safe_dump(overlay))
+    said = checkout.run(*arguments, **environment)
+    ran = re.findall(r"^(?:local)?rule (\w+):", said, flags=re.MULTILINE)
+    assert sorted(ran) == ["audit_revisions", "download_revision", "resolve_revision"]

@@ -60,7 +60,7 @@ def test_every_job_of_a_cluster_asks_for_memory_and_time():
 
 
 def test_downloads_and_audits_stay_on_the_submitting_host():
-    assert {"resolve_revision", "download_revision", "audit_design"} <= local()
+    assert {"audit_revisions", "resolve_revision", "download_revision", "audit_design"} <= local()
     assert not set(profile("slurm")["groups"]) & local()
 
 

@@ -8,6 +8,7 @@ HUB_MODELS = plan.models_from(config, "hub")
 localrules:
     register_trained,
     register_directory,
+    audit_revisions,
     resolve_revision,
     download_revision,
 
@@ -79,6 +80,25 @@ rule register_directory:
         "../scripts/register_directory.py"
 
 
+rule audit_revisions:
+    output:
+        audit="<results>/revision_audits/{model}.parquet",
+    log:
+        "<results>/logs/audit_revisions/{model}.log",
+    benchmark:
+        "<results>/benchmarks/audit_revisions/{model}.tsv"
+    wildcard_constraints:
+        model=any_of(HUB_MODELS),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    params:
+        spec=spec(*(f"models.{{model}}.{key}" for key in ("source", "repo", "revisions", "allow"))),
+        code=code("audit_revisions.py"),
+    script:
+        "../scripts/audit_revisions.py"
+
+
 rule resolve_revision:
     output:
         resolved="<results>/checkpoints/{model}/{revision}/resolved.json",
@@ -101,6 +121,8 @@ rule resolve_revision:
 rule download_revision:
     input:
         resolved="<results>/checkpoints/{model}/{revision}/resolved.json",
+        # Ancient: one more revision makes a new audit, and what was fetched under the old one stays.
+        audit=ancient("<results>/revision_audits/{model}.parquet"),
     output:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
     log:

@@ -3,6 +3,7 @@
 TABLES = (
     *("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", "use", "verdicts"),
     *plan.mechanism_tables(config),
+    *(("revisions",) if HUB_MODELS else ()),
 )
 
 
@@ -116,6 +117,34 @@ rule gather_probes:
         code=code("gather_table.py"),
     script:
         "../scripts/gather_table.py"
+
+
+rule gather_revisions:
+    input:
+        audits=collect("<results>/revision_audits/{model}.parquet", model=sorted(HUB_MODELS)),
+    output:
+        table="<results>/tables/revisions.parquet",
+        listing=report(
+            "<results>/tables/revisions.csv",
+            caption="../report/revisions.rst",
+            category="Checkpoints",
+            labels={"model": "all from the hub", "design": "none", "figure": "audit of revisions"},
+        ),
+    log:
+        "<results>/logs/gather_revisions.log",
+    benchmark:
+        "<results>/benchmarks/gather_revisions.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
+    params:
+        spec=spec(),
+        code=code("gather_revisions.py"),
+    script:
+        "../scripts/gather_revisions.py"
 
 
 rule summarise_training:

@@ -52,6 +52,7 @@ TOY_SECONDS = {
 }
 HASHED_A_SECOND = 0.5e9
 FETCHED_A_SECOND = 20e6
+ASKED = 0.05  # seconds for the hub's listing of one revision, eight at a time
 # Resident memory before any data, in bytes, by what is imported; a notebook counts its kernel and papermill.
 MEMORY_LIGHT, MEMORY_TABLES, MEMORY_TORCH, MEMORY_MODEL, MEMORY_NOTEBOOK = 40e6, 160e6, 450e6, 520e6, 1.3e9
 FIGURE = 240e3
@@ -270,6 +271,8 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
     yield "gather_geometry", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 50e3 * cells, 0
     for table in ("capacity", "use", *plan.mechanism_tables(config)):
         yield f"gather_{table}", TABLES, MEMORY_TABLES, 50e3, 0
+    if plan.models_from(config, "hub"):
+        yield "gather_revisions", TABLES, MEMORY_TABLES, 20e3, 0
     yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     for figure in (*plan.figures(config), *plan.mechanism_figures(config)):
@@ -329,6 +332,8 @@ def _checkpoints(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iter
             operations = 6 * size.parameters * recipe["steps"] * recipe["batch"] * TOKENS_OF_LINE
             memory = MEMORY_MODEL + 16 * size.parameters + 400 * recipe["batch"] * TOKENS_OF_LINE * size.width
             yield "train_model", MODEL + operations / _rate(config, size), memory, len(steps) * size.stored, 0
+        if model["source"] == "hub":
+            yield "audit_revisions", 1 + TABLES + ASKED * len(steps), MEMORY_TABLES, 20e3, 0
         for _ in steps:
             hashing = size.stored / HASHED_A_SECOND
             if model["source"] == "train":

@@ -19,13 +19,14 @@ weights cannot be loaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas
+import pyarrow
 
-from counterprobe import checkpoints
+from counterprobe import checkpoints, checksum
 from counterprobe.checkpoints import PATIENCE, HubFile, HubRevision, Patience, RevisionMissing
 from counterprobe.progress import UserError, logger
 
@@ -84,7 +85,7 @@ def refuse(table: pandas.DataFrame) -> None:
     for verdict, problem, cure in (
         ("missing", "not on the hub", "leave them out of `revisions`"),
         ("no safetensors", "without safetensors weights", "leave them out, or convert them offline"),
-        ("refused", "with weights of another revision", "leave them out, or allow them with a reason"),
+        ("refused", "with weights of another revision", "leave them out, or allow them with a reason (models.*.allow)"),
     ):
         rows = table[table["verdict"] == verdict]
         if len(rows) == 0:
@@ -95,6 +96,24 @@ def refuse(table: pandas.DataFrame) -> None:
         ]
         repo, names = rows["repo"].iloc[0], _shorten(shown, NAMES_SHOWN)
         raise UserError(f"{repo}: {len(rows)} of {len(table)} revisions {problem}: {names}; {cure}")
+
+
+def gather(paths: Iterable[str | Path]) -> pandas.DataFrame:
+    """Audits that are named MODEL.parquet in one frame with a column `model` in front: models sorted, revisions in the
+    order of their audit. UserError names a damaged file."""
+    parts = []
+    for path in sorted(map(Path, paths)):
+        part = checksum.read_parquet(path).to_pandas()
+        part.insert(0, "model", path.name.removesuffix(".parquet"))
+        parts.append(part)
+    return pandas.concat(parts, ignore_index=True)
+
+
+def to_parquet(table: pandas.DataFrame) -> bytes:
+    """Parquet with its checksum; equal tables give equal bytes."""
+    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
+    # from_pandas adds pandas' version as metadata.
+    return checksum.parquet(arrow.replace_schema_metadata(None))
 
 
 def _row(

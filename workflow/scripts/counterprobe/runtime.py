@@ -9,7 +9,8 @@ get the number that the rule DECLARES in `resources: declared_threads=2` (1 wher
 `snakemake.threads`, which `--cores 1` scales down. Tables are then byte-identical for any `--cores` on one
 machine and device. Device: a rule that asks for a card (`resources: gpu=1`) runs on it, under a lease that no
 other job of this machine holds, because Snakemake counts cards and never says which. Any other rule runs on
-the CPU. Network: off for huggingface_hub, except in `job(snakemake, online=True)`. Errors: a UserError
+the CPU. Network: off for huggingface_hub, except in `job(snakemake, online=True)`. Packages: in a
+conda environment of Snakemake's, from there alone (`isolation`). Errors: a UserError
 becomes one line and exit status 1; anything else leaves its traceback in the log.
 
 Pitfall: call `job` before any tensor work, and import torch (through the library) before calling it.
@@ -35,7 +36,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from counterprobe import manifest, progress
+from counterprobe import isolation, manifest, progress
 from counterprobe.progress import UserError
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def job(snakemake: Any, *, online: bool = False) -> Iterator[Job]:
             task = Job(snakemake, log)
             stack.enter_context(_threads(task.threads))
             stack.enter_context(_network(online))
+            stack.enter_context(isolation.isolated())
             if task._cards:
                 stack.enter_context(GpuLease(task._cards))
             if "torch" in sys.modules:
