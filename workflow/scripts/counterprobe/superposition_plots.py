@@ -208,7 +208,8 @@ def _xor_of_and(axes: Sequence[Axes], rows: pd.DataFrame) -> None:
             for readout, marker, label, line in readouts:
                 shown = of_setting[(of_setting.target == "xor") & (of_setting.readout == readout)]
                 _measured(axis, shown, "d", colour, marker, f"{setting}; {label}", line=line)
-                _predicted(axis, shown[shown.n_networks > 0], "d", "mean error predicted")
+                if score == "max_error":
+                    _predicted(axis, shown[shown.n_networks > 0], "d", "mean error predicted")
         axis.set_ylabel(name)
         axis.set_title(f"XOR from U-AND, m {m}, {s:g} inputs on")
     axes[0].axhline(0.5, color=plots.GREY, linewidth=1)
