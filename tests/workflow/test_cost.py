@@ -18,7 +18,14 @@ def previewed(said: str) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "overlay",
-    [(), ("config/smoke.yaml",), ("config/pythia-70m.yaml",), ("config/kill.yaml",), ("config/own-model.yaml",)],
+    [
+        (),
+        ("config/smoke.yaml",),
+        ("config/pythia-70m.yaml",),
+        ("config/kill.yaml",),
+        ("config/own-model.yaml",),
+        ("config/gpt2.yaml",),
+    ],
 )
 def test_the_preview_counts_the_jobs_that_would_run(fresh_checkout, overlay):
     checkout = fresh_checkout()

@@ -37,7 +37,7 @@ def local():
 
 
 def test_there_are_profiles():
-    assert {"default", "slurm"} <= set(PROFILES)
+    assert {"default", "slurm", "conda"} <= set(PROFILES)
 
 
 @pytest.mark.parametrize("name", PROFILES)

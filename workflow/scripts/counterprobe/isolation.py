@@ -82,7 +82,8 @@ def foreign_modules(modules: Mapping[str, types.ModuleType], prefix: str) -> tup
         file = _file(module)
         if top.startswith(HOST) or file is None or _is_own(file, prefix):
             continue
-        outside.setdefault(top, file)
+        if name == top or top not in outside:
+            outside[top] = file
         if begun:
             late.add(top)
     named = {
