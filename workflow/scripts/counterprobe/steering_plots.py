@@ -56,7 +56,7 @@ def draw(shown: pd.DataFrame, design: designs.Design) -> Figure:
     columns = max(len(features), 2)
     texts = shown[shown.setting == "generated"]
     n_lines = len(texts.drop_duplicates(["target", "seed"]))
-    heights = [3.0, 2.6, 2.9, 0.3 + 0.62 * n_lines]
+    heights = [3.0, 2.6, 2.9, 0.25 + 0.27 * n_lines]
     figure = plt.figure(figsize=(3.1 * columns, sum(heights) + 1.6), layout="constrained")
     pareto, doses, matrices, gallery = figure.subfigures(4, 1, height_ratios=heights)
     of_doses = shown[~shown.setting.isin(NOT_DOSES) & (shown.control == "none")]
@@ -95,7 +95,7 @@ def _style(direction: str) -> tuple[str, str, str]:
 
 
 def _pareto(axis: Axes, own: pd.DataFrame) -> None:
-    """Off-target against on-target flips; intervals at the chosen doses' ends would hide the curves, so all have both."""
+    """Off-target against on-target flips, one mark a dose."""
     scores = own[own.score.isin(["flip", "off_target"])]
     if not (scores.score == "off_target").any():
         axis.text(0.5, 0.5, "no other answer\nfollows", ha="center", va="center", fontsize=8, color=plots.GREY)
@@ -114,8 +114,8 @@ def _pareto(axis: Axes, own: pd.DataFrame) -> None:
     axis.axhline(0.1, color=plots.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.axvline(0.95, color=plots.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.set_xlim(-0.03, 1.03)
-    axis.set_ylim(-0.02, 0.75)
-    axis.set_xlabel("answers that flip")
+    axis.set_ylim(-0.02, 0.52)
+    axis.set_xlabel("answers that flip", fontsize=8)
     sns.despine(ax=axis)
 
 
@@ -130,7 +130,7 @@ def _responses(axis: Axes, own: pd.DataFrame) -> None:
             axis.fill_between(at.dose, at.lower, at.upper, color=colour, alpha=0.1, linewidth=0)
     axis.axhline(0.95, color=plots.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.set_ylim(-0.03, 1.03)
-    axis.set_xlabel("coefficient (1: class means exchanged)")
+    axis.set_xlabel("coefficient (1: class means exchanged)", fontsize=8)
     sns.despine(ax=axis)
 
 
