@@ -10,6 +10,7 @@ from counterprobe import (
     checkpoints,
     coordinate_swaps,
     designs,
+    detection,
     directions,
     interventions,
     language_model,
@@ -290,11 +291,32 @@ def planted_table(slope: float):
 
 @pytest.mark.parametrize(("slope", "low", "high"), [(1.0, 0.9, 1.0), (-1.0, -1.0, -0.9), (0.0, -0.5, 0.5)])
 def test_detection_against_steering(slope, low, high):
-    (row,) = steering.detection_against_steering(planted_table(slope))
+    (row,) = detection.correlations(planted_table(slope))
     assert low <= row["estimate"] <= high
     assert row["lower"] - 0.01 <= row["estimate"] <= row["upper"] + 0.01
     assert row["n_groups"] == 8
     assert row["revision"] == "step2"
+
+
+def test_equal_values_share_their_rank():
+    assert detection.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
+    scores, labels = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
+    assert steering._auroc(scores, labels) == pytest.approx(3.5 / 4)
+
+
+def test_the_figure_is_drawn_from_the_table(table, design):
+    from matplotlib import pyplot as plt
+
+    from counterprobe import steering_plots
+
+    rows = steering_plots.rows(table, "m", design)
+    assert set(rows[rows.setting == "4"].direction) >= {"diff_mean", "leace"}
+    figure = steering_plots.draw(rows, design)
+    words = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
+    assert any("steered:" in word for word in words)
+    nothing = steering_plots.draw(rows[rows.target == "match"], design)
+    assert "nothing could be steered" in nothing.axes[0].texts[0].get_text()
+    plt.close("all")
 
 
 def csv_design(shared, name: str, group: str | dict) -> designs.Design:
@@ -329,15 +351,15 @@ def test_a_csv_design_with_continuations(shared, tmp_path, model, data, group, p
     if not folder.is_dir():
         pytest.skip(f"no {model} among the shared models")
     design = csv_design(shared, data, group)
-    keep = np.random.default_rng(0).permutation(len(design.item_names))[:24]
+    keep = np.random.default_rng(0).permutation(len(design.item_names))[:12]
     design = designs.without(design, np.flatnonzero(~np.isin(design.items, keep)).tolist())
     path = tmp_path / "manifest.json"
     content = checkpoints.folder_content(folder, source="directory")
     manifest.write(path, content, {})
     settings = SETTINGS | {
         "directions": ["diff_mean", "logistic", "leace", "gradient"],
-        "choose_items": 8,
-        "report_items": 8,
+        "choose_items": 4,
+        "report_items": 4,
     }
     settings |= {"positions": ["answer", "generated"], "layers": [3], "gallery": 1, "jacobian": 0}
     settings["continuations"] = {

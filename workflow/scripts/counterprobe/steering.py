@@ -72,6 +72,7 @@ from counterprobe import (
     tables,
     tokenization,
 )
+from counterprobe.detection import ranks
 from counterprobe.directions import Affine
 from counterprobe.interventions import Places, Resumed
 from counterprobe.progress import UserError
@@ -88,7 +89,6 @@ ANSWER, GENERATED, ALL, FRONT = "answer", "generated", "all", "front"
 REACHED, MOST_OFF_TARGET, MOST_NLL = 0.95, 0.1, 0.1
 TOKENS_AT_ONCE = 16384
 JACOBIAN_TEXTS = 32
-RESAMPLES = 1000
 NULLS = {
     coordinate_swaps.WITHIN_CELL: "within_cell",
     coordinate_swaps.DICHOTOMIES: "dichotomy",
@@ -256,57 +256,6 @@ def repetition(tokens: Sequence[int]) -> float:
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
-def detection_against_steering(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rank correlation of a direction's AUROC with its effect, over directions × layers × revisions, for every target.
-
-    The interval is a percentile bootstrap over directions: layers and revisions of one direction are no new evidence.
-    """
-    rows = []
-    both = table[table.score.isin(["auroc", "effect"]) & (table.control == "none")]
-    for (model, design, target), found in both.groupby(["model", "design", "target"]):
-        wide = found.pivot_table(index=["probe", "revision", "layer"], columns="score", values="estimate").dropna()
-        if not {"auroc", "effect"} <= set(wide) or len(wide) < 4:
-            continue
-        by_direction = [part[["auroc", "effect"]].to_numpy() for _, part in wide.groupby(level="probe")]
-        rng = np.random.default_rng(0)
-        draws = []
-        for _ in range(RESAMPLES):
-            drawn = np.concatenate([by_direction[i] for i in rng.integers(0, len(by_direction), len(by_direction))])
-            draws.append(_rank_correlation(*drawn.T))
-        lower, upper = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
-        last = found[found.step == found.step.max()].iloc[0]
-        rows.append(
-            {
-                **tables.NOT_APPLICABLE,
-                "model": model,
-                "revision": last.revision,
-                "step": int(last.step),
-                "weights": last.weights,
-                "design": design,
-                "bos": bool(last.bos),
-                "target": target,
-                "protocol": last.protocol,
-                "score": "spearman",
-                "level": 0.0,
-                "estimate": _rank_correlation(wide.auroc.to_numpy(), wide.effect.to_numpy()),
-                "lower": float(lower),
-                "upper": float(upper),
-                "n_texts": int(last.n_texts),
-                "n_groups": len(by_direction),
-                "note": f"detection (auroc) against steering (effect) over {len(wide)} directions, layers and revisions",
-            }
-        )
-    return rows
-
-
-def gather(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The parts together, with the correlations over all of them."""
-    import pandas as pd
-
-    table = tables.gather(paths)
-    return tables.frame(pd.concat([table, tables.frame(detection_against_steering(table))], ignore_index=True))
-
-
 class Sample:
     """Some texts of a design as token sequences, and what a model says of them under any move."""
 
@@ -325,7 +274,12 @@ class Sample:
         self.targets = list(design.readouts)
         self.signs = np.array([np.where(designs.parity(design, name)[chosen], 1.0, -1.0) for name in self.targets])
         self.words = [
-            np.array([_tokens(tokenizer, readout, side, chosen) for side in (readout.positive, readout.negative)])
+            np.array(
+                [
+                    causal_use.tokens_said(tokenizer, readout, side, chosen)
+                    for side in (readout.positive, readout.negative)
+                ]
+            )
             for readout in self.readouts
         ]
         self.groups = list(_groups(model, tokenizer, design, chosen, bos=bos))
@@ -546,16 +500,6 @@ def _moved(
 
 def _nudged(hidden: Float[Tensor, "D b s d"], *, at_site: Float[Tensor, "b d"]) -> Float[Tensor, "D b s d"]:
     return torch.cat([hidden[:, :, :1] + at_site[None, :, None], hidden[:, :, 1:]], dim=2)
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerFast, readout: designs.ReadOut, words: Sequence[str], chosen: Int[np.ndarray, " m"]
-) -> Int[np.ndarray, " m"]:
-    known: dict[str, int] = {}
-    for index in chosen:
-        if words[index] not in known:
-            known[words[index]] = language_model.next_token(tokenizer, readout.prefixes[index], words[index])
-    return np.array([known[words[index]] for index in chosen])
 
 
 def _excluded(site: Mapping[str, Any], target: str, probe: str, reason: str, score: str = "flip") -> dict[str, Any]:
@@ -1003,18 +947,5 @@ def _share(vector: Float[np.ndarray, " d"], basis: Float[np.ndarray, "k d"]) -> 
 
 
 def _auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
-    ranks, positive = _ranks(scores), labels.sum()
-    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """From 1; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Spearman's, NaN where one of the two does not vary."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+    order, positive = ranks(scores), labels.sum()
+    return float((order[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
