@@ -90,7 +90,7 @@ def test_geometry_of_every_cell(smoke):
 def test_what_comes_first_is_counted_for_every_protocol(smoke):
     training = tables.read(smoke.root / "results/smoke/tables/training.parquet")
     counts = training[training.score == "cells_above_or"]
-    assert set(counts.protocol) == {"items", "published"}
+    assert set(counts.protocol) == {"carriers", "items", "published"}
     assert counts.note.str.contains("cells").all()
 
 
