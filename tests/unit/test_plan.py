@@ -114,6 +114,25 @@ def test_mechanisms_are_measured_where_label_controls_are_and_can_be_left_out():
     assert len(list(plan.ablation_units(one))) == 1
 
 
+def test_steering_stands_at_the_last_revisions_on_designs_that_have_answers():
+    settings = {"revisions": 2, "continuations": {}}
+    chosen = config(steering=["m"], designs=["f", "r", "c"]) | {"steering": settings}
+    units = [(u.revision, u.weights, u.design) for u in plan.steered_units(chosen)]
+    assert units == [("step4", "trained", "f"), ("step6", "trained", "f")]
+    assert plan.steering_tables(chosen) == ("steering",)
+    assert list(plan.steering_figures(chosen)) == ["m/f/steering"]
+    asked = chosen | {
+        "steering": settings | {"continuations": {"c": {"truth": {}}}},
+        "controls": {"revisions": ["step1"]},
+    }
+    assert {(u.revision, u.design) for u in plan.steered_units(asked)} == {
+        (revision, design) for revision in ("step1", "step4", "step6") for design in ("f", "c")
+    }
+    nobody = chosen | {"run": chosen["run"] | {"steering": []}}
+    assert plan.steering_tables(nobody) == ()
+    assert list(plan.steering_figures(nobody)) == []
+
+
 def test_a_controlled_revision_has_to_exist():
     wrong = config()
     wrong["controls"] = {"revisions": ["step5"]}

@@ -15,7 +15,17 @@ import yaml
 SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
     f"draw_{name}"
-    for name in ("capacity", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed", "verdicts")
+    for name in (
+        "capacity",
+        "geometry",
+        "layers_by_step",
+        "ladder",
+        "leak",
+        "mechanisms",
+        "needed",
+        "verdicts",
+        "steering",
+    )
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
 MECHANISMS = {"measure_interference", "ablate_components"}
@@ -54,11 +64,14 @@ def overlay(smoke, **changes):
         (
             "statistics__resamples",
             300,
-            PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry", "swap_features"},
+            PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry", "swap_features", "steer_features"},
         ),
         ("probes__shuffles", 3, PROBING),
         ("capacity__epochs", 3, {"probe_capacity"}),
         ("use__nulls", 20, {"swap_features"}),
+        ("steering__coefficients", [1, 3], {"steer_features"}),
+        ("steering__revisions", 2, set()),
+        ("steering__continuations", {"elsewhere": {"truth": {"positive": "a", "negative": "b"}}}, set()),
         ("verdicts__effect", 0.1, {"judge_targets"}),
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
@@ -113,13 +126,17 @@ MODULES = {
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": PROBING | {"measure_geometry", "ablate_components"},
+    "probes": PROBING | {"measure_geometry", "ablate_components", "steer_features"},
     "statistics": {"audit_design", "probe_planted"},
     "probe_grid": PROBING | {"measure_geometry", "ablate_components"},
-    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features"},
+    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features", "steer_features"},
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
-    "causal_use": {"swap_features"},
+    "causal_use": {"swap_features", "steer_features"},
+    "directions": {"steer_features"},
+    "interventions": {"steer_features"},
+    "steering": {"steer_features", "gather_steering"},
+    "steering_plots": {"draw_steering"},
     "judgement": {"judge_targets"},
     "verdict_plots": {"draw_verdicts"},
     "components": MECHANISMS,

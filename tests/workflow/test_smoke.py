@@ -26,6 +26,7 @@ def test_every_table_and_figure_is_there(smoke):
         "health",
         "interference",
         "probes",
+        "steering",
         "training",
     ):
         assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
@@ -35,6 +36,7 @@ def test_every_table_and_figure_is_there(smoke):
         "factorial_small/ladder",
         "factorial_small/needed",
         "factorial_small/mechanisms",
+        "factorial_small/steering",
         "rax_small/leak",
     ):
         for suffix in ("pdf", "png", "csv"):

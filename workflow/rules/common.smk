@@ -111,3 +111,25 @@ def what_is_judged(wildcards):
     """The protocols of the designs that are judged, the folds of those that make their own, and the margins."""
     protocols = [f"designs.{name}.protocols" for name in judged_designs()]
     return spec("verdicts", "probes.outer_folds", "probes.seed", *protocols)(wildcards)
+
+
+def what_is_steered(wildcards):
+    """Doses, nulls and texts at the revisions of the ladder; at the others what detection needs, and nothing else."""
+    keys = ["directions", "layers", "report_items", "penalty", "gradient_texts", "seed"]
+    if wildcards.revision in plan.control_revisions(config, wildcards.model):
+        keys += ["coefficients", "positions", "choose_items", "nulls", "jacobian", "gallery", "generated"]
+    keys += [
+        f"{key}.{wildcards.design}"
+        for key in ("continuations", "neutral")
+        if wildcards.design in config["steering"][key]
+    ]
+    return spec(
+        *(f"steering.{key}" for key in keys),
+        "statistics.resamples",
+        "statistics.confidence",
+        "activations.primary_bos",
+        "probes.outer_folds",
+        "probes.seed",
+        "designs.{design}.protocols",
+        "designs.{design}.unreadable",
+    )(wildcards)

@@ -37,6 +37,8 @@ CONTROL_MATRIX = 2.7  # with 8 shuffles and 8 control tasks
 PLANTED_SEED = 1.0  # 748 items of width 128
 # Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
 GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
+# The same of steering, at a revision of the ladder (the default's doses) and at another.
+STEERED, DETECTED = 105.0, 9.0
 BLOCKS = 12 * 4 * 128**2
 # Features that are swapped, and tokens from the site to the last answer.
 SWAPPED, TOKENS_AFTER = 6, 12
@@ -269,13 +271,13 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
     yield "gather_health", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_probes", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 70e3 * cells, 0
     yield "gather_geometry", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 50e3 * cells, 0
-    for table in ("capacity", "use", *plan.mechanism_tables(config)):
+    for table in ("capacity", "use", *plan.mechanism_tables(config), *plan.steering_tables(config)):
         yield f"gather_{table}", TABLES, MEMORY_TABLES, 50e3, 0
     if plan.models_from(config, "hub"):
         yield "gather_revisions", TABLES, MEMORY_TABLES, 20e3, 0
     yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
-    for figure in (*plan.figures(config), *plan.mechanism_figures(config)):
+    for figure in (*plan.figures(config), *plan.mechanism_figures(config), *plan.steering_figures(config)):
         yield f"draw_{figure.rpartition('/')[2]}", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
     for _ in config["run"]["toys"]:
         yield "draw_superposition", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
@@ -307,6 +309,10 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         layers = 1 if config["use"]["layers"] == "middle" else len(config["use"]["layers"])
         asked = 2 * moves * config["use"]["items"] * 16 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
         yield "swap_features", MODEL + 2 * model.blocks * asked / _rate(config, model), memory, 50e3, 0
+    for unit in plan.steered_units(config):
+        model, size, _, memory = sized(unit)
+        seconds = STEERED if unit.revision in plan.control_revisions(config, unit.model) else DETECTED
+        yield "steer_features", MODEL + seconds * max(1, model.blocks / BLOCKS) * _doses(config), memory, 150e3, 0
     for unit in plan.interference_units(config):
         model, size, _, memory = sized(unit)
         yield "measure_interference", MODEL + INTERFERENCE * size * max(1, model.blocks / BLOCKS), memory, 40e3, 0
@@ -320,6 +326,15 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
             60e3,
             0,
         )
+
+
+def _doses(config: Mapping[str, Any]) -> float:
+    """Directions, coefficients, positions and texts that are steered, as a share of the default's."""
+    settings = config["steering"]
+    tried = len(settings["coefficients"]) * (
+        len(settings["positions"]) * settings["choose_items"] * 3 + settings["report_items"]
+    )
+    return len(settings["directions"]) / 12 * tried / (7 * (2 * 4 * 3 + 12))
 
 
 def _checkpoints(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Job]:

@@ -160,3 +160,32 @@ def mechanism_figures(config: Mapping[str, Any]) -> Iterator[str]:
     measured = {(unit.model, unit.design) for unit in interference_units(config)}
     for model, design in sorted(measured & {(unit.model, unit.design) for unit in ablation_units(config)}):
         yield f"{model}/{design}/mechanisms"
+
+
+# --- steering -----------------------------------------------------------------------------------------------
+
+
+def steered_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Trained weights of the models of `run.steering`, at the last revisions and those of the ladder, on the designs
+    that have answers: generated ones, and those with continuations."""
+    for model in config["run"]["models"]:
+        if model not in config["run"]["steering"]:
+            continue
+        every = revisions(config["models"][model])
+        chosen = {*every[-config["steering"]["revisions"] :], *control_revisions(config, model)}
+        for name in designs_of(config, model):
+            design = config["designs"][name]
+            answers = design["source"] == "statements" and design["layout"] == "factorial"
+            if name not in config["run"]["last_only"] and (answers or name in config["steering"]["continuations"]):
+                yield from (Unit(model, revision, TRAINED, name) for revision in every if revision in chosen)
+
+
+def steering_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The table of steering, where anything is steered."""
+    return ("steering",) if any(True for _ in steered_units(config)) else ()
+
+
+def steering_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure for every model and design."""
+    for model, design in sorted({(unit.model, unit.design) for unit in steered_units(config)}):
+        yield f"{model}/{design}/steering"
