@@ -23,11 +23,11 @@ rule train_model:
         "<results>/logs/train_model/{model}.log",
     benchmark:
         "<results>/benchmarks/train_model/{model}.tsv"
+    priority: 1
     conda:
         "../../envs/torch.yaml"
     # One thread a model: two threads take twice the processor time at these widths. First, as all else waits for it.
     threads: 1
-    priority: 1
     resources:
         gpu=gpus(),
         mem_mb=memory("training"),

@@ -72,6 +72,14 @@ def parts(stage, units):
     )
 
 
+def checkpoints_of(wildcards):
+    """The manifests of every revision of a model, from early to late."""
+    return [
+        f"<results>/checkpoints/{wildcards.model}/{revision}/manifest.json"
+        for revision in plan.revisions(config["models"][wildcards.model])
+    ]
+
+
 def texts_of(wildcards):
     """The tracked tables a generated design draws from, or the user's own files."""
     design = config["designs"][wildcards.design]

@@ -189,3 +189,37 @@ def steering_figures(config: Mapping[str, Any]) -> Iterator[str]:
     """One figure for every model and design."""
     for model, design in sorted({(unit.model, unit.design) for unit in steered_units(config)}):
         yield f"{model}/{design}/steering"
+
+
+# --- embedding and neurons ----------------------------------------------------------------------------------
+
+
+def opened_models(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Models of this run whose embedding matrix, neurons and layers are looked at one by one."""
+    return tuple(model for model in config["run"]["models"] if model in config["run"]["neurons"])
+
+
+def neuron_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Trained weights of these models at the controlled revisions."""
+    return (unit for unit in controlled_units(config) if unit.model in opened_models(config))
+
+
+def sparse_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The same cells, and the same under the rungs that `neurons.rungs` lists: what few neurons tell."""
+    for unit in neuron_units(config):
+        for weights in (TRAINED, *config["neurons"]["rungs"]):
+            yield replace(unit, weights=weights)
+
+
+def neuron_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables of `run.neurons`."""
+    return ("embedding", "neurons") if opened_models(config) else ()
+
+
+def neuron_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure of the embedding a model; of its neurons and of its layers, one a model and design."""
+    for model in opened_models(config):
+        yield f"{model}/embedding"
+    for model, design in sorted({(unit.model, unit.design) for unit in neuron_units(config)}):
+        yield f"{model}/{design}/neurons"
+        yield f"{model}/{design}/layers"
