@@ -160,3 +160,26 @@ def mechanism_figures(config: Mapping[str, Any]) -> Iterator[str]:
     measured = {(unit.model, unit.design) for unit in interference_units(config)}
     for model, design in sorted(measured & {(unit.model, unit.design) for unit in ablation_units(config)}):
         yield f"{model}/{design}/mechanisms"
+
+
+# --- dictionaries -------------------------------------------------------------------------------------------
+
+
+def dictionary_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The controlled cells of the models that get dictionaries, and the same cells under `dictionaries.rungs`."""
+    for unit in controlled_units(config):
+        if unit.model in config["run"]["dictionaries"]:
+            for weights in (TRAINED, *config["dictionaries"]["rungs"]):
+                yield replace(unit, weights=weights)
+
+
+def dictionary_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """None where no model gets dictionaries."""
+    return ("dictionaries",) if any(dictionary_units(config)) else ()
+
+
+def dictionary_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """Two for every model and design that has dictionaries."""
+    for model, design in sorted({(unit.model, unit.design) for unit in dictionary_units(config)}):
+        yield f"{model}/{design}/dictionaries"
+        yield f"{model}/{design}/perturbations"
