@@ -85,7 +85,7 @@ def test_only_generated_factorial_texts_are_answered():
 
 
 def test_figures_follow_the_designs():
-    assert set(plan.figures(config())) == {
+    assert set(plan.probe_figures(config())) == {
         "verdicts",
         "m/f/layers_by_step",
         "m/f/geometry",
@@ -94,7 +94,7 @@ def test_figures_follow_the_designs():
         "m/f/needed",
         "m/r/leak",
     }
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {
+    assert set(plan.probe_figures(config(designs=["c"], controls=[]))) == {
         "verdicts",
         "m/c/layers_by_step",
         "m/c/geometry",

@@ -80,6 +80,15 @@ def checkpoints_of(wildcards):
     ]
 
 
+def dictionaries_beside_each_other(wildcards):
+    """The dictionaries of one model at one revision: of trained weights, then of every rung they are held against."""
+    return collect(
+        "<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json",
+        weights=[plan.TRAINED, *config["dictionaries"]["rungs"]],
+        allow_missing=True,
+    )
+
+
 def texts_of(wildcards):
     """The tracked tables a generated design draws from, or the user's own files."""
     design = config["designs"][wildcards.design]
