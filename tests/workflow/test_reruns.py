@@ -121,6 +121,8 @@ MODULES = {
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features"},
     "judgement": {"judge_targets"},
+    "claims": {"judge_claims"},
+    "ledger": {"judge_claims"},
     "verdict_plots": {"draw_verdicts"},
     "components": MECHANISMS,
     "attribution": MECHANISMS,

@@ -111,3 +111,34 @@ def what_is_judged(wildcards):
     """The protocols of the designs that are judged, the folds of those that make their own, and the margins."""
     protocols = [f"designs.{name}.protocols" for name in judged_designs()]
     return spec("verdicts", "probes.outer_folds", "probes.seed", *protocols)(wildcards)
+
+
+def subject():
+    """What the ledger of claims is about: the first model of the run at its last controlled revision, on its first design."""
+    model = config["run"]["models"][0]
+    read = plan.designs_of(config, model)
+    whole = [name for name in read if name not in config["run"]["last_only"]] or read
+    return {
+        "model": model,
+        "revision": plan.control_revisions(config, model)[-1],
+        "design": whole[0],
+        "published": next((name for name in read if name in plan.published_designs(config)), ""),
+    }
+
+
+def what_is_claimed(wildcards):
+    """The subject, and what its targets and its protocol are known from."""
+    found = subject()
+    about = {key: value for key, value in found.items() if key != "design"}
+    return specs.canonical(
+        {
+            "subject": {
+                **about,
+                "protocols": config["designs"][found["design"]]["protocols"],
+                "position": config["activations"]["primary_position"],
+                "bos": config["activations"]["primary_bos"],
+                "n_folds": config["probes"]["outer_folds"],
+                "seed": config["probes"]["seed"],
+            }
+        }
+    )
