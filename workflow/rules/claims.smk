@@ -17,13 +17,13 @@ rule judge_claims:
     benchmark:
         "<results>/benchmarks/judge_claims.tsv"
     conda:
-        "../../envs/torch.yaml"
+        "../../envs/plots.yaml"
     threads: 1
     resources:
         mem_mb=memory("table"),
         runtime=minutes("table"),
     params:
         spec=what_is_claimed,
-        code=code("judge_claims.py"),
+        code=code("judge_claims.py", "plots"),
     script:
         "../scripts/judge_claims.py"

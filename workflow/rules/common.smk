@@ -142,3 +142,9 @@ def what_is_claimed(wildcards):
             }
         }
     )
+
+
+def what_is_reported(wildcards):
+    """The whole configuration, and the overlays that a command has to name to make it again."""
+    overlays = [os.path.relpath(path) for path in workflow.configfiles]
+    return specs.canonical({"config": config, "overlays": [path for path in overlays if path != "config.yaml"]})

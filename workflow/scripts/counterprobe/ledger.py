@@ -29,6 +29,11 @@ DIGITS = 12
 
 def load(path: str | Path = LEDGER) -> dict[str, dict[str, Any]]:
     """The claims by id, checked. UserError names the claim, the key and what is wrong with it."""
+    return about(path)["claims"]
+
+
+def about(path: str | Path = LEDGER) -> dict[str, Any]:
+    """The whole ledger, checked: `claims`, and `tables` with the configuration and the scripts that each comes from."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
@@ -45,7 +50,7 @@ def load(path: str | Path = LEDGER) -> dict[str, dict[str, Any]]:
     for name, claim in ledger["claims"].items():
         if claim["legs"]:
             _check_digest(path, name, claim)
-    return ledger["claims"]
+    return ledger
 
 
 def current(claim: Mapping[str, Any]) -> str:
