@@ -24,6 +24,7 @@ SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rule
 REPORT = "$(BIN)/snakemake" all write_report $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
 INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
+INSTALL_BROWSER = "$(BIN)/python" tests/workflow/browser.py install
 EXTRA := slow or cluster or browser
 EXPERIMENT = $(shell sed -n 's/^experiment:[[:space:]]*\([A-Za-z0-9._-]*\).*/\1/p' "$(if $(CONFIG),$(CONFIG),config.yaml)")
 
@@ -68,9 +69,11 @@ readme: environment
 test: environment
 	@$(PYTEST) -m "not ($(EXTRA))"
 
-# pytest's exit status 5 means that no test was selected. Where SLURM cannot be installed, its tests say why they skip.
+# pytest's exit status 5 means that no test was selected. Where SLURM or a browser cannot be installed, its tests say why
+# they skip.
 test-slow: environment
 	@$(INSTALL_SLURM) || true
+	@$(INSTALL_BROWSER) || true
 	@$(PYTEST) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
 
 test-slurm: environment

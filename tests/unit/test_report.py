@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-PREAMBLE = "######## snakemake preamble start (automatically inserted, do not edit) ########\nimport sys;sys.path.extend(['/secret'])"
+PREAMBLE = "######## snakemake preamble start ########\nimport sys;sys.path.extend(['/secret'])"
 SUBJECT = dict.fromkeys(
     ("model", "revision", "design", "published", "position", "protocol", "primary", "first", "second"), "x"
 )
@@ -55,7 +55,15 @@ def planted(folder, tables=None):
 
 
 def geometry():
-    row = {"model": "x", "revision": "x", "design": "x", "position": "x", "bos": False, "weights": "trained", "note": ""}
+    row = {
+        "model": "x",
+        "revision": "x",
+        "design": "x",
+        "position": "x",
+        "bos": False,
+        "weights": "trained",
+        "note": "",
+    }
     row |= {"target": "x", "layer": 1, "estimate": 0.2, "lower": 0.1, "upper": 0.3}
     return pd.DataFrame([row | {"score": score} for score in ("margin_ratio", "salience_ratio")])
 

@@ -228,18 +228,17 @@ def _headline(targets: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -
     ]
 
 
-def _audit(tables: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Findings of the audits of designs that are more than ok or information."""
+def _audit(tables: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """What the audits of designs found beyond ok and information, by the kind of finding."""
     if "audit" not in tables:
-        return []
+        return {}
     rows = pd.DataFrame(_rows(tables["audit"]))
     told = rows[~rows.verdict.isin(["ok", "information"])]
-    found = told.groupby(["design", "verdict", "check", "protocol", "message"], sort=True).target
-    return [
-        dict(zip(("design", "verdict", "check", "protocol", "message"), key, strict=True))
-        | {"targets": ", ".join(group.unique())}
-        for key, group in found
-    ]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, group in told.groupby(["verdict", "design", "protocol", "message"], sort=True):
+        row = dict(zip(("verdict", "design", "protocol", "message"), key, strict=True))
+        found.setdefault(row["verdict"], []).append(row | {"targets": ", ".join(group.target.unique())})
+    return found
 
 
 def _cost(benchmarks: Path) -> Iterator[dict[str, Any]]:
