@@ -141,6 +141,8 @@ MODULES = {
     "steering": {"steer_features", "gather_steering"},
     "steering_plots": {"draw_steering"},
     "judgement": {"judge_targets"},
+    "claims": {"judge_claims"},
+    "ledger": {"judge_claims"},
     "verdict_plots": {"draw_verdicts"},
     "components": MECHANISMS | INSIDE,
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},

@@ -281,6 +281,7 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         yield "gather_revisions", TABLES, MEMORY_TABLES, 20e3, 0
     yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
+    yield "judge_claims", TORCH + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 40e3, 0
     for figure in plan.figures(config):
         yield f"draw_{figure.rpartition('/')[2]}", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
     for _ in config["run"]["toys"]:
