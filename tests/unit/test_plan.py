@@ -85,7 +85,7 @@ def test_only_generated_factorial_texts_are_answered():
 
 
 def test_figures_follow_the_designs():
-    assert set(plan.figures(config())) == {
+    assert set(plan.probe_figures(config())) == {
         "verdicts",
         "m/f/layers_by_step",
         "m/f/geometry",
@@ -94,7 +94,7 @@ def test_figures_follow_the_designs():
         "m/f/needed",
         "m/r/leak",
     }
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {
+    assert set(plan.probe_figures(config(designs=["c"], controls=[]))) == {
         "verdicts",
         "m/c/layers_by_step",
         "m/c/geometry",
@@ -131,6 +131,18 @@ def test_steering_stands_at_the_last_revisions_on_designs_that_have_answers():
     nobody = chosen | {"run": chosen["run"] | {"steering": []}}
     assert plan.steering_tables(nobody) == ()
     assert list(plan.steering_figures(nobody)) == []
+
+
+def test_neurons_are_looked_at_where_label_controls_are_and_only_of_models_that_are_named():
+    chosen = config(neurons=["m", "elsewhere"]) | {"neurons": {"rungs": ["gaussian"]}}
+    assert plan.opened_models(chosen) == ("m",)
+    assert list(plan.neuron_units(chosen)) == list(plan.controlled_units(chosen))
+    assert [unit.weights for unit in plan.sparse_units(chosen)] == ["trained", "gaussian"]
+    assert list(plan.neuron_figures(chosen)) == ["m/embedding", "m/f/neurons", "m/f/layers"]
+    assert plan.neuron_tables(chosen) == ("embedding", "neurons")
+    none = config(neurons=[]) | {"neurons": {"rungs": []}}
+    assert plan.neuron_tables(none) == ()
+    assert not [*plan.neuron_figures(none), *plan.neuron_units(none)]
 
 
 def test_a_controlled_revision_has_to_exist():
