@@ -165,11 +165,9 @@ def measure(
     model = language_model.load(source, device=device)
     neutral = settings.get("neutral", {}).get(design.name, [])
     sample = partial(Sample, model, tokenizer, design, bos=bos)
-    samples = {"report": sample(causal_use.sample(design, second, settings["report_items"], settings["seed"]), neutral)}
+    samples = {"report": sample(whole_couples(design, second, settings["report_items"], settings["seed"]), neutral)}
     if "coefficients" in settings:
-        samples["choose"] = sample(
-            causal_use.sample(design, first, settings["choose_items"], settings["seed"]), neutral
-        )
+        samples["choose"] = sample(whole_couples(design, first, settings["choose_items"], settings["seed"]), neutral)
     fitting, detecting = sample(np.flatnonzero(first >= 0), []), sample(np.flatnonzero(second >= 0), [])
     layers = layers_of(settings["layers"], len(activations.decoder_blocks(model)))
     vectors, held_out = fitting.residuals(layers), detecting.residuals(layers)
@@ -222,6 +220,27 @@ def halved(design: Design, spec: Mapping[str, Any]) -> tuple[str, Int[np.ndarray
         fold_of[fold.test] = index
     early = fold_of < len(folds) // 2
     return protocol, np.where(early, fold_of, -1), np.where(early, -1, fold_of)
+
+
+def whole_couples(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Texts of about `n_items` items: whole couples, in turn from every fold, one of each at least. All of their texts, since
+    every feature with a read-out is steered, and balanced so."""
+    rng = np.random.default_rng([seed, 0])
+    held_out = fold_of >= 0
+    couples, first = np.unique(design.couples[held_out], return_index=True)
+    fold = fold_of[held_out][first]
+    order = rng.permutation(len(couples))
+    rank = np.empty(len(couples), dtype=np.int64)
+    for k in np.unique(fold):
+        members = order[fold[order] == k]
+        rank[members] = np.arange(len(members))
+    wanted, items = [], 0
+    for couple in couples[np.lexsort((fold, rank))]:
+        if items >= n_items and len(wanted) >= len(np.unique(fold)):
+            break
+        wanted.append(couple)
+        items += len(np.unique(design.items[design.couples == couple]))
+    return np.flatnonzero(np.isin(design.couples, wanted) & held_out)
 
 
 def choose(
