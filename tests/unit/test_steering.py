@@ -206,8 +206,8 @@ def test_without_doses_detection_alone(checkpoint, design):
     settings["directions"] = ["diff_mean", "lda"]
     found = steering.measure(checkpoint, design, SPEC | {"steering": settings}, CELL, device="cpu")
     measured = found[found.estimate.notna()]
-    assert set(measured.score) == {"auroc", "effect"}
-    assert len(measured) == 2 * 2 * len(design.readouts)
+    assert set(measured.score) == {"auroc", "effect", "reads_others"}
+    assert len(measured) == 3 * 2 * len(design.readouts)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,14 @@ def test_layers():
     assert steering.layers_of("inner", 1) == [1]
     with pytest.raises(UserError, match="no layer 5; there are 0 to 4"):
         steering.layers_of([5], 4)
+
+
+def test_what_a_coordinate_says_of_other_features():
+    rng = np.random.default_rng(0)
+    features = {name: rng.random(400) < 0.5 for name in "abc"}
+    a, b = (np.where(features[name], 1.0, -1.0) for name in "ab")
+    assert steering.reads_others(2 * a - b + 5, features, "a") == pytest.approx(0.25)
+    assert steering.reads_others(a, features, "a") == pytest.approx(0, abs=1e-12)
 
 
 def test_repetition():

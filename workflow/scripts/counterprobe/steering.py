@@ -21,6 +21,8 @@ Scores, over the texts of the second half:
     probability     movement of P(True's token) − P(False's token) to the counterfactual
     repetition      share of the bigrams of a generated continuation that it has said before
     auroc           of the direction as a detector of the feature
+    reads_others    mean size of the other features' effects on the direction's coordinate, as a share of the feature's
+                    own: 0 where the direction is orthogonal to the vectors of all others (C29)
     effect          log_odds as a share of the gap between True and False
     nie_false_true  normalised indirect effect, with Geometry of Truth's scaling (Marks and Tegmark 2024,
                     arXiv:2310.06824, sec. 6): the direction rescaled to move the class means by the same amount along
@@ -267,6 +269,17 @@ def band(draws: Float[np.ndarray, " k"], confidence: float = 0.95) -> tuple[floa
         raise UserError(f"{len(draws)} null directions make no band of {confidence:.0%}; draw at least 39")
     ordered = np.sort(draws)
     return float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def reads_others(
+    coordinate: Float[np.ndarray, " n"], features: Mapping[str, Bool[np.ndarray, " n"]], target: str
+) -> float:
+    """Mean |effect| of the other features on a coordinate over that of its own, from one least-squares regression."""
+    known = [name for name, labels in features.items() if 0 < labels.sum() < len(labels)]
+    signs = np.stack([np.ones(len(coordinate)), *(np.where(features[name], 1.0, -1.0) for name in known)], axis=1)
+    effects = np.abs(np.linalg.lstsq(signs, coordinate, rcond=None)[0][1:])
+    own = known.index(target)
+    return float(np.delete(effects, own).mean() / max(effects[own], np.finfo(float).tiny))
 
 
 def repetition(tokens: Sequence[int]) -> float:
@@ -550,6 +563,8 @@ class _Feature:
         self.layers = list(layers)
         labels = designs.parity(design, target)
         self.held_out_labels = labels[detecting.chosen]
+        self.held_out_features = {name: values[detecting.chosen] for name, values in design.factors.items()}
+        self.held_out_features.setdefault(target, self.held_out_labels)
         features = {name: values[fitting.chosen] for name, values in design.factors.items()}
         pairs = directions.minimal_pairs(design.items[fitting.chosen], features, target)
         features.setdefault(target, labels[fitting.chosen])
@@ -738,6 +753,8 @@ class _Feature:
                 yield {**row, "score": "effect", "level": 0.0, **ends}
                 count = {"n_texts": len(self.held_out_labels), "n_groups": self.units}
                 yield {**row, "score": "auroc", "level": 0.5, "estimate": detected, **count}
+                others = reads_others(self.projected[name, layer], self.held_out_features, self.target)
+                yield {**row, "score": "reads_others", "level": 0.0, "estimate": others, **count}
 
     def _doses(self, chosen: Mapping[tuple[str, str], Setting]) -> Iterator[dict[str, Any]]:
         """Dose response of every direction at its own layer for each position, and the setting that was chosen."""
