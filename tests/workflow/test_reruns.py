@@ -132,6 +132,9 @@ MODULES = {
     "plan": set(),
     "configuration": set(),
     "footprint": set(),
+    "report": set(),
+    "readme": set(),
+    "claims_compared": set(),
 }
 
 

@@ -192,6 +192,7 @@ def _claim(
     made = [about["tables"][name] for name in dict.fromkeys(leg["table"] for leg in own) if name in about["tables"]]
     sections = {key: config[key] for entry in made for key in entry["config"] if key in config}
     scripts = list(dict.fromkeys(script for entry in made for script in entry["scripts"]))
+    scripts = [script for script in scripts if (SCRIPTS / script).is_file()]
     claim = about["claims"].get(row["claim"], {})
     return {
         **row,
