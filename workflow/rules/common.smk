@@ -72,6 +72,23 @@ def parts(stage, units):
     )
 
 
+def checkpoints_of(wildcards):
+    """The manifests of every revision of a model, from early to late."""
+    return [
+        f"<results>/checkpoints/{wildcards.model}/{revision}/manifest.json"
+        for revision in plan.revisions(config["models"][wildcards.model])
+    ]
+
+
+def dictionaries_beside_each_other(wildcards):
+    """The dictionaries of one model at one revision: of trained weights, then of every rung they are held against."""
+    return collect(
+        "<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json",
+        weights=[plan.TRAINED, *config["dictionaries"]["rungs"]],
+        allow_missing=True,
+    )
+
+
 def texts_of(wildcards):
     """The tracked tables a generated design draws from, or the user's own files."""
     design = config["designs"][wildcards.design]
@@ -148,3 +165,25 @@ def what_is_reported(wildcards):
     """The whole configuration, and the overlays that a command has to name to make it again."""
     overlays = [os.path.relpath(path) for path in workflow.configfiles]
     return specs.canonical({"config": config, "overlays": [path for path in overlays if path != "config.yaml"]})
+
+
+def what_is_steered(wildcards):
+    """Doses, nulls and texts at the revisions of the ladder; at the others what detection needs, and nothing else."""
+    keys = ["directions", "layers", "report_items", "penalty", "gradient_texts", "seed"]
+    if wildcards.revision in plan.control_revisions(config, wildcards.model):
+        keys += ["coefficients", "positions", "choose_items", "nulls", "jacobian", "gallery", "generated"]
+    keys += [
+        f"{key}.{wildcards.design}"
+        for key in ("continuations", "neutral")
+        if wildcards.design in config["steering"][key]
+    ]
+    return spec(
+        *(f"steering.{key}" for key in keys),
+        "statistics.resamples",
+        "statistics.confidence",
+        "activations.primary_bos",
+        "probes.outer_folds",
+        "probes.seed",
+        "designs.{design}.protocols",
+        "designs.{design}.unreadable",
+    )(wildcards)
