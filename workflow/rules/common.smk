@@ -130,6 +130,28 @@ def what_is_judged(wildcards):
     return spec("verdicts", "probes.outer_folds", "probes.seed", *protocols)(wildcards)
 
 
+def what_is_steered(wildcards):
+    """Doses, nulls and texts at the revisions of the ladder; at the others what detection needs, and nothing else."""
+    keys = ["directions", "layers", "report_items", "penalty", "gradient_texts", "seed"]
+    if wildcards.revision in plan.control_revisions(config, wildcards.model):
+        keys += ["coefficients", "positions", "choose_items", "nulls", "jacobian", "gallery", "generated"]
+    keys += [
+        f"{key}.{wildcards.design}"
+        for key in ("continuations", "neutral")
+        if wildcards.design in config["steering"][key]
+    ]
+    return spec(
+        *(f"steering.{key}" for key in keys),
+        "statistics.resamples",
+        "statistics.confidence",
+        "activations.primary_bos",
+        "probes.outer_folds",
+        "probes.seed",
+        "designs.{design}.protocols",
+        "designs.{design}.unreadable",
+    )(wildcards)
+
+
 def subject():
     """What the ledger of claims is about: the first model of the run at its last controlled revision, on its first design."""
     model = config["run"]["models"][0]
@@ -165,25 +187,3 @@ def what_is_reported(wildcards):
     """The whole configuration, and the overlays that a command has to name to make it again."""
     overlays = [os.path.relpath(path) for path in workflow.configfiles]
     return specs.canonical({"config": config, "overlays": [path for path in overlays if path != "config.yaml"]})
-
-
-def what_is_steered(wildcards):
-    """Doses, nulls and texts at the revisions of the ladder; at the others what detection needs, and nothing else."""
-    keys = ["directions", "layers", "report_items", "penalty", "gradient_texts", "seed"]
-    if wildcards.revision in plan.control_revisions(config, wildcards.model):
-        keys += ["coefficients", "positions", "choose_items", "nulls", "jacobian", "gallery", "generated"]
-    keys += [
-        f"{key}.{wildcards.design}"
-        for key in ("continuations", "neutral")
-        if wildcards.design in config["steering"][key]
-    ]
-    return spec(
-        *(f"steering.{key}" for key in keys),
-        "statistics.resamples",
-        "statistics.confidence",
-        "activations.primary_bos",
-        "probes.outer_folds",
-        "probes.seed",
-        "designs.{design}.protocols",
-        "designs.{design}.unreadable",
-    )(wildcards)
