@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from counterprobe import claims, claims_compared, configuration, judgement, ledger, readme, report, superposition_cells
+from counterprobe import (
+    claims,
+    claims_compared,
+    configuration,
+    judgement,
+    ledger,
+    readme,
+    report,
+    statements,
+    superposition_cells,
+)
 from counterprobe.progress import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +141,17 @@ def test_the_ledger_names_sections_scripts_and_tables_that_exist(config):
     asked = {leg["table"] for claim in about["claims"].values() for leg in claim["legs"]}
     assert asked <= set(about["tables"])
     assert {"probes", "geometry", "verdicts"} <= made
+
+
+def test_roles_are_those_that_targets_are_judged_by():
+    world = statements.world({"topics": {"cities": 8, "animals": 8}, "carriers": 8}, ROOT / "workflow" / "resources")
+    design = statements.factorial("f", {"blocks": 4}, world)
+    roles = {
+        judgement.role(design, target) for target in ("speaker", "negated^match", "speaker^negated", "speaker^match")
+    }
+    assert roles == set(report.ROLES)
+    asked = {leg["where"].get("role") for claim in ledger.load().values() for leg in claim["legs"]}
+    assert asked - {None} <= roles
 
 
 def test_forty_features_and_names_of_all_kinds_are_shown(tmp_path, config):
