@@ -158,6 +158,9 @@ MODULES = {
     "plan": set(),
     "configuration": set(),
     "footprint": set(),
+    "report": set(),
+    "readme": set(),
+    "claims_compared": set(),
 }
 
 
