@@ -15,10 +15,14 @@ import yaml
 SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
     f"draw_{name}"
-    for name in ("capacity", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed", "verdicts")
+    for name in (
+        *("capacity", "dictionaries", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed"),
+        *("perturbations", "verdicts"),
+    )
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
 MECHANISMS = {"measure_interference", "ablate_components"}
+DICTIONARIES = {"train_dictionaries", "measure_dictionaries"}
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def overlay(smoke, **changes):
         (
             "statistics__resamples",
             300,
-            PROBING | MECHANISMS | {"measure_behaviour", "measure_geometry", "swap_features"},
+            PROBING | MECHANISMS | {"measure_behaviour", "measure_dictionaries", "measure_geometry", "swap_features"},
         ),
         ("probes__shuffles", 3, PROBING),
         ("capacity__epochs", 3, {"probe_capacity"}),
@@ -63,10 +67,12 @@ def overlay(smoke, **changes):
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
-        ("activations__token_budget", 4096, {"extract_activations", *MECHANISMS}),
+        ("activations__token_budget", 4096, {"extract_activations", "train_dictionaries", *MECHANISMS}),
         ("interference__permutations", 200, {"measure_interference"}),
         ("interference__rungs", ["permuted_columns", "init"], set()),
         ("ablation__verified", 5, {"ablate_components"}),
+        ("dictionaries__steps", 11, {"train_dictionaries"}),
+        ("dictionaries__draws", 21, {"measure_dictionaries"}),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
         ("corpora__small__seed", 1, {"train_model", "write_design"}),
@@ -108,15 +114,17 @@ def test_the_order_of_keys_and_how_a_number_is_written_change_nothing(smoke, cha
 
 MODULES = {
     "planted": {"probe_planted"},
-    "probe_controls": {"control_probes", "probe_capacity"},
-    "capacity": {"probe_capacity"},
+    "probe_controls": {"control_probes", "probe_capacity", "measure_dictionaries"},
+    "capacity": {"probe_capacity", "measure_dictionaries"},
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": PROBING | {"measure_geometry", "ablate_components"},
+    "probes": PROBING | {"measure_geometry", "ablate_components", "measure_dictionaries"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": PROBING | {"measure_geometry", "ablate_components"},
-    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features"},
+    "probe_grid": PROBING | {"measure_geometry", "ablate_components", "measure_dictionaries"},
+    "label_controls": {
+        *("control_probes", "measure_geometry", "probe_capacity", "swap_features", "measure_dictionaries")
+    },
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features"},
@@ -126,6 +134,9 @@ MODULES = {
     "attribution": MECHANISMS,
     "interference": {"measure_interference"},
     "ablation": {"ablate_components"},
+    "dictionary_training": {"train_dictionaries"},
+    "sensitivity": {"measure_dictionaries"},
+    "dictionary_plots": {"draw_dictionaries", "draw_perturbations"},
     "progress": set(),
     "plan": set(),
     "configuration": set(),
