@@ -137,13 +137,26 @@ def test_no_shift_changes_nothing_and_hooks_are_gone(loaded, design):
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in activations.decoder_blocks(model))
 
 
-def test_whole_couples_evenly_from_the_folds(design):
+def test_couples_evenly_from_the_folds_with_as_many_carriers_as_there_are(design):
     fold_of = folds_of(design)
     chosen = causal_use.sample(design, fold_of, 8, 0)
     couples = np.unique(design.couples[chosen])
-    assert np.isin(design.couples, couples).sum() == len(chosen)
     assert set(fold_of[chosen]) == {0, 1, 2, 3}
-    assert 8 * 16 <= len(chosen) < 12 * 16
+    assert 8 <= len(np.unique(design.items[chosen])) < 12
+    for factor, units in design.carriers.items():
+        of_couple = max(len(np.unique(units[design.couples == couple])) for couple in couples)
+        available = len(np.unique(units))
+        assert len(np.unique(units[chosen])) == min(available, of_couple * len(couples)), factor
+
+
+def test_of_texts_that_no_swapped_feature_tells_apart_one_is_kept(design):
+    chosen = causal_use.sample(design, folds_of(design), 8, 0)
+    cells = np.stack([design.items, *(design.factors[name] for name in ("speaker", "negated", "match"))], axis=1)
+    assert len(np.unique(cells[chosen], axis=0)) == len(chosen)
+    of_items = np.isin(design.items, design.items[chosen])
+    assert len(np.unique(cells[of_items], axis=0)) == len(chosen)
+    for target in causal_use.targets_of(design):
+        assert designs.parity(design, target)[chosen].mean() == 0.5
 
 
 def test_the_table_has_every_target_with_its_nulls(checkpoint, store, design):

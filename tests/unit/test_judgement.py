@@ -107,7 +107,7 @@ def test_the_verdicts_are_those_that_were_planted(design):
     assert table.loc["speaker^negated", ["read", "use"]].tolist() == ["absent", "not used at this site"]
     assert table.role.to_dict() == {
         "speaker": "basic feature",
-        "negated^match": "needed",
+        "negated^match": "needed XOR",
         "speaker^negated": "pre-registered",
     }
     assert "truth" in table.loc["negated^match", "note"]

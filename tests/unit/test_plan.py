@@ -87,7 +87,7 @@ def test_only_generated_factorial_texts_are_answered():
 
 
 def test_figures_follow_the_designs():
-    assert set(plan.figures(config())) == {
+    assert set(plan.probe_figures(config())) == {
         "verdicts",
         "m/f/layers_by_step",
         "m/f/geometry",
@@ -96,7 +96,7 @@ def test_figures_follow_the_designs():
         "m/f/needed",
         "m/r/leak",
     }
-    assert set(plan.figures(config(designs=["c"], controls=[]))) == {
+    assert set(plan.probe_figures(config(designs=["c"], controls=[]))) == {
         "verdicts",
         "m/c/layers_by_step",
         "m/c/geometry",
@@ -114,6 +114,37 @@ def test_mechanisms_are_measured_where_label_controls_are_and_can_be_left_out():
     one = config(mechanisms=["ablation"]) | {"interference": {"rungs": []}}
     assert list(plan.interference_units(one)) == list(plan.mechanism_figures(one)) == []
     assert len(list(plan.ablation_units(one))) == 1
+
+
+def test_steering_stands_at_the_last_revisions_on_designs_that_have_answers():
+    settings = {"revisions": 2, "continuations": {}}
+    chosen = config(steering=["m"], designs=["f", "r", "c"]) | {"steering": settings}
+    units = [(u.revision, u.weights, u.design) for u in plan.steered_units(chosen)]
+    assert units == [("step4", "trained", "f"), ("step6", "trained", "f")]
+    assert plan.steering_tables(chosen) == ("steering",)
+    assert list(plan.steering_figures(chosen)) == ["m/f/steering"]
+    asked = chosen | {
+        "steering": settings | {"continuations": {"c": {"truth": {}}}},
+        "controls": {"revisions": ["step1"]},
+    }
+    assert {(u.revision, u.design) for u in plan.steered_units(asked)} == {
+        (revision, design) for revision in ("step1", "step4", "step6") for design in ("f", "c")
+    }
+    nobody = chosen | {"run": chosen["run"] | {"steering": []}}
+    assert plan.steering_tables(nobody) == ()
+    assert list(plan.steering_figures(nobody)) == []
+
+
+def test_neurons_are_looked_at_where_label_controls_are_and_only_of_models_that_are_named():
+    chosen = config(neurons=["m", "elsewhere"]) | {"neurons": {"rungs": ["gaussian"]}}
+    assert plan.opened_models(chosen) == ("m",)
+    assert list(plan.neuron_units(chosen)) == list(plan.controlled_units(chosen))
+    assert [unit.weights for unit in plan.sparse_units(chosen)] == ["trained", "gaussian"]
+    assert list(plan.neuron_figures(chosen)) == ["m/embedding", "m/f/neurons", "m/f/layers"]
+    assert plan.neuron_tables(chosen) == ("embedding", "neurons")
+    none = config(neurons=[]) | {"neurons": {"rungs": []}}
+    assert plan.neuron_tables(none) == ()
+    assert not [*plan.neuron_figures(none), *plan.neuron_units(none)]
 
 
 def test_a_controlled_revision_has_to_exist():

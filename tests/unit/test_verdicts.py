@@ -213,6 +213,10 @@ class TestUse:
     def test_verdicts(self, effect, predicted, verdict):
         assert verdicts.use(self.made(effect, predicted=predicted)).verdict == verdict
 
+    def test_an_effect_of_no_consequence_is_none_however_small_its_nulls(self):
+        assert verdicts.use_p(self.made(above(0.02, 0.005), nulls=0.001)) < 0.01
+        assert verdicts.use(self.made(above(0.02, 0.005), nulls=0.001)).verdict == verdicts.NOT_USED
+
     def test_the_larger_bound_counts_and_no_nulls_show_nothing(self):
         effect = above(0.5, 0.1)
         assert verdicts.use_p(self.made(effect)) == effect.p_above(0.05 * 18 / 19)

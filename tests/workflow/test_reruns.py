@@ -16,13 +16,14 @@ SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
     f"draw_{name}"
     for name in (
-        *("capacity", "dictionaries", "geometry", "layers_by_step", "ladder", "leak", "mechanisms", "needed"),
-        *("perturbations", "verdicts"),
+        *("capacity", "dictionaries", "embedding", "geometry", "layers", "layers_by_step", "ladder", "leak"),
+        *("mechanisms", "needed", "neurons", "perturbations", "steering", "verdicts"),
     )
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
 MECHANISMS = {"measure_interference", "ablate_components"}
-DICTIONARIES = {"train_dictionaries", "measure_dictionaries"}
+ON_NEURONS = {"probe_neurons", "read_layers"}
+INSIDE = {"attribute_neurons", *ON_NEURONS}
 
 
 @pytest.fixture
@@ -58,21 +59,32 @@ def overlay(smoke, **changes):
         (
             "statistics__resamples",
             300,
-            PROBING | MECHANISMS | {"measure_behaviour", "measure_dictionaries", "measure_geometry", "swap_features"},
+            PROBING
+            | MECHANISMS
+            | INSIDE
+            | {"measure_behaviour", "measure_dictionaries", "measure_geometry", "swap_features", "steer_features"},
         ),
-        ("probes__shuffles", 3, PROBING),
+        ("probes__shuffles", 3, PROBING | ON_NEURONS),
         ("capacity__epochs", 3, {"probe_capacity"}),
         ("use__nulls", 20, {"swap_features"}),
+        ("steering__coefficients", [1, 3], {"steer_features"}),
+        ("steering__revisions", 2, set()),
+        ("steering__continuations", {"elsewhere": {"truth": {"positive": "a", "negative": "b"}}}, set()),
         ("verdicts__effect", 0.1, {"judge_targets"}),
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
-        ("activations__token_budget", 4096, {"extract_activations", "train_dictionaries", *MECHANISMS}),
+        ("activations__token_budget", 4096, {"extract_activations", "train_dictionaries", *MECHANISMS, *INSIDE}),
         ("interference__permutations", 200, {"measure_interference"}),
         ("interference__rungs", ["permuted_columns", "init"], set()),
         ("ablation__verified", 5, {"ablate_components"}),
         ("dictionaries__steps", 11, {"train_dictionaries"}),
         ("dictionaries__draws", 21, {"measure_dictionaries"}),
+        ("embedding__folds", 3, {"measure_embedding"}),
+        ("neurons__count", 3, {"attribute_neurons"}),
+        ("neurons__k", [1, 4], {"probe_neurons"}),
+        ("neurons__lens__steps", 5, {"read_layers"}),
+        ("neurons__rungs", ["permuted_columns", "init"], set()),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
         ("corpora__small__seed", 1, {"train_model", "write_design"}),
@@ -114,25 +126,39 @@ def test_the_order_of_keys_and_how_a_number_is_written_change_nothing(smoke, cha
 
 MODULES = {
     "planted": {"probe_planted"},
-    "probe_controls": {"control_probes", "probe_capacity", "measure_dictionaries"},
-    "capacity": {"probe_capacity", "measure_dictionaries"},
+    "probe_controls": {"control_probes", "probe_capacity", "measure_dictionaries", *ON_NEURONS},
+    "capacity": {"probe_capacity", "measure_dictionaries", *ON_NEURONS},
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": PROBING | {"measure_geometry", "ablate_components", "measure_dictionaries"},
+    "probes": PROBING
+    | ON_NEURONS
+    | {"measure_dictionaries", "measure_geometry", "ablate_components", "steer_features"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": PROBING | {"measure_geometry", "ablate_components", "measure_dictionaries"},
+    "probe_grid": PROBING | ON_NEURONS | {"measure_dictionaries", "measure_geometry", "ablate_components"},
     "label_controls": {
-        *("control_probes", "measure_geometry", "probe_capacity", "swap_features", "measure_dictionaries")
+        *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
+        *("swap_features", "steer_features"),
     },
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
-    "causal_use": {"swap_features"},
+    "causal_use": {"swap_features", "steer_features"},
+    "directions": {"steer_features"},
+    "interventions": {"steer_features"},
+    "steering": {"steer_features", "gather_steering"},
+    "steering_plots": {"draw_steering"},
     "judgement": {"judge_targets"},
+    "claims": {"judge_claims"},
+    "ledger": {"judge_claims"},
     "verdict_plots": {"draw_verdicts"},
-    "components": MECHANISMS,
-    "attribution": MECHANISMS,
-    "interference": {"measure_interference"},
+    "components": MECHANISMS | INSIDE,
+    "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
+    "interference": {"measure_interference", "attribute_neurons", "read_layers"},
+    "embedding": {"measure_embedding"},
+    "neuron_sources": {"attribute_neurons", "read_layers"},
+    "sparse_neurons": {"probe_neurons"},
+    "layerwise": {"read_layers"},
+    "neuron_plots": {"draw_embedding", "draw_layers", "draw_neurons"},
     "ablation": {"ablate_components"},
     "dictionary_training": {"train_dictionaries"},
     "sensitivity": {"measure_dictionaries"},

@@ -22,10 +22,13 @@ def test_every_table_and_figure_is_there(smoke):
         "audit",
         "behaviour",
         "capacity",
+        "embedding",
         "geometry",
         "health",
         "interference",
+        "neurons",
         "probes",
+        "steering",
         "training",
     ):
         assert len(pd.read_parquet(smoke.root / f"results/smoke/tables/{table}.parquet")) > 0
@@ -35,6 +38,10 @@ def test_every_table_and_figure_is_there(smoke):
         "factorial_small/ladder",
         "factorial_small/needed",
         "factorial_small/mechanisms",
+        "factorial_small/steering",
+        "factorial_small/neurons",
+        "factorial_small/layers",
+        "embedding",
         "rax_small/leak",
     ):
         for suffix in ("pdf", "png", "csv"):
@@ -75,6 +82,16 @@ def test_label_controls_stand_beside_the_trained_model(probes):
     assert np.allclose(xors.estimate, 0.5, atol=0.02)
 
 
+def test_neurons_and_embedding_stand_beside_their_controls(smoke):
+    neurons = tables.read(smoke.root / "results/smoke/tables/neurons.parquet")
+    assert (neurons[neurons.score == "attribution_error"].estimate < 1e-5).all()
+    assert {"none", "random_neurons", "dichotomy"} <= set(neurons.control)
+    assert set(neurons[neurons.representation == "neurons"].weights) == {"trained", "permuted_columns"}
+    embedding = tables.read(smoke.root / "results/smoke/tables/embedding.parquet")
+    assert set(embedding.weights) == {"trained", "init", "matched_gaussian", "shuffled_columns"}
+    assert set(embedding.control) == {"none", "shuffled"}
+
+
 def test_geometry_of_every_cell(smoke):
     geometry = tables.read(smoke.root / "results/smoke/tables/geometry.parquet")
     assert set(geometry.weights) == {"trained", "init"}
@@ -90,7 +107,7 @@ def test_geometry_of_every_cell(smoke):
 def test_what_comes_first_is_counted_for_every_protocol(smoke):
     training = tables.read(smoke.root / "results/smoke/tables/training.parquet")
     counts = training[training.score == "cells_above_or"]
-    assert set(counts.protocol) == {"items", "published"}
+    assert set(counts.protocol) == {"carriers", "items", "published"}
     assert counts.note.str.contains("cells").all()
 
 

@@ -23,12 +23,13 @@ rule train_model:
         "<results>/logs/train_model/{model}.log",
     benchmark:
         "<results>/benchmarks/train_model/{model}.tsv"
+    priority: 1
     conda:
         "../../envs/torch.yaml"
-    threads: 2
+    # One thread a model: two threads take twice the processor time at these widths. First, as all else waits for it.
+    threads: 1
     resources:
         gpu=gpus(),
-        declared_threads=2,
         mem_mb=memory("training"),
         runtime=minutes("training"),
     params:

@@ -72,6 +72,14 @@ def parts(stage, units):
     )
 
 
+def checkpoints_of(wildcards):
+    """The manifests of every revision of a model, from early to late."""
+    return [
+        f"<results>/checkpoints/{wildcards.model}/{revision}/manifest.json"
+        for revision in plan.revisions(config["models"][wildcards.model])
+    ]
+
+
 def dictionaries_beside_each_other(wildcards):
     """The dictionaries of one model at one revision: of trained weights, then of every rung they are held against."""
     return collect(
@@ -120,3 +128,62 @@ def what_is_judged(wildcards):
     """The protocols of the designs that are judged, the folds of those that make their own, and the margins."""
     protocols = [f"designs.{name}.protocols" for name in judged_designs()]
     return spec("verdicts", "probes.outer_folds", "probes.seed", *protocols)(wildcards)
+
+
+def what_is_steered(wildcards):
+    """Doses, nulls and texts at the revisions of the ladder; at the others what detection needs, and nothing else."""
+    keys = ["directions", "layers", "report_items", "penalty", "gradient_texts", "seed"]
+    if wildcards.revision in plan.control_revisions(config, wildcards.model):
+        keys += ["coefficients", "positions", "choose_items", "nulls", "jacobian", "gallery", "generated"]
+    keys += [
+        f"{key}.{wildcards.design}"
+        for key in ("continuations", "neutral")
+        if wildcards.design in config["steering"][key]
+    ]
+    return spec(
+        *(f"steering.{key}" for key in keys),
+        "statistics.resamples",
+        "statistics.confidence",
+        "activations.primary_bos",
+        "probes.outer_folds",
+        "probes.seed",
+        "designs.{design}.protocols",
+        "designs.{design}.unreadable",
+    )(wildcards)
+
+
+def subject():
+    """What the ledger of claims is about: the first model of the run at its last controlled revision, on its first design."""
+    model = config["run"]["models"][0]
+    read = plan.designs_of(config, model)
+    whole = [name for name in read if name not in config["run"]["last_only"]] or read
+    return {
+        "model": model,
+        "revision": plan.control_revisions(config, model)[-1],
+        "design": whole[0],
+        "published": next((name for name in read if name in plan.published_designs(config)), ""),
+    }
+
+
+def what_is_claimed(wildcards):
+    """The subject, and what its targets and its protocol are known from."""
+    found = subject()
+    about = {key: value for key, value in found.items() if key != "design"}
+    return specs.canonical(
+        {
+            "subject": {
+                **about,
+                "protocols": config["designs"][found["design"]]["protocols"],
+                "position": config["activations"]["primary_position"],
+                "bos": config["activations"]["primary_bos"],
+                "n_folds": config["probes"]["outer_folds"],
+                "seed": config["probes"]["seed"],
+            }
+        }
+    )
+
+
+def what_is_reported(wildcards):
+    """The whole configuration, and the overlays that a command has to name to make it again."""
+    overlays = [os.path.relpath(path) for path in workflow.configfiles]
+    return specs.canonical({"config": config, "overlays": [path for path in overlays if path != "config.yaml"]})

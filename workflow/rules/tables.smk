@@ -2,8 +2,7 @@
 
 TABLES = (
     *("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", "use", "verdicts"),
-    *plan.mechanism_tables(config),
-    *plan.dictionary_tables(config),
+    *plan.optional_tables(config),
     *(("revisions",) if HUB_MODELS else ()),
 )
 

@@ -19,7 +19,7 @@ Nulls are single directions as long as w (`coordinate_swaps`): from the covarian
 between random balanced labellings decide, isotropic and total-covariance draws stand beside. After Heimersheim and Mendel
 2024 (sensitivity of residual directions, https://www.lesswrong.com/posts/LajDyGyiyX8DNNsuF).
 
-One forward pass of the tokens before the site serves all swaps: they cannot depend on it (key-value cache).
+Nothing before the site or below the layer depends on a swap: one pass serves them all (`interventions.Resumed`).
 
 Pitfalls: at the last layer a swap reaches no other token, so nothing that is said later can depend on it. A cause is not
 the feature itself: what lies upstream of an answer moves it too, which is why the effects on the other read-outs are in
@@ -28,8 +28,7 @@ the table. A site between is one of many: "not used" is said of the site, never 
 
 from __future__ import annotations
 
-import contextlib
-import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +37,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterprobe import (
-    activations,
     checkpoints,
     coordinate_swaps,
     designs,
+    interventions,
     label_controls,
     language_model,
     progress,
@@ -166,24 +165,44 @@ def layers_of(requested: str | Sequence[int], available: Sequence[int]) -> list[
 
 
 def sample(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: int) -> Int[np.ndarray, " m"]:
-    """Texts that are swapped: whole couples, evenly from the folds and one of each at least, about `n_items` items."""
+    """Texts that are swapped: couples evenly from the folds, one of each at least, of about `n_items` items.
+
+    An interval rests on the fewest units of any kind, so couples whose carriers are not in the sample yet come first.
+    Of the texts of an item that agree in every swapped factor one is kept, at one place for the whole couple: what else
+    differs between them (a suffix, say) tells nothing of these factors.
+    """
     rng = np.random.default_rng([seed, 0])
-    held_out = fold_of >= 0
-    couples, first = np.unique(design.couples[held_out], return_index=True)
-    fold = fold_of[held_out][first]
-    order = rng.permutation(len(couples))
-    # One couple of each fold after another, until there are enough.
-    rank = np.empty(len(couples), dtype=np.int64)
-    for k in np.unique(fold):
-        members = order[fold[order] == k]
-        rank[members] = np.arange(len(members))
-    wanted, items = [], 0
-    for couple in couples[np.lexsort((fold, rank))]:
-        if items >= n_items and len(wanted) >= len(np.unique(fold)):
+    texts_of: dict[int, list[int]] = {}
+    for text in np.flatnonzero(fold_of >= 0):
+        texts_of.setdefault(int(design.couples[text]), []).append(int(text))
+    carriers = {
+        couple: {(factor, units[text]) for factor, units in design.carriers.items() for text in texts}
+        for couple, texts in texts_of.items()
+    }
+    waiting: dict[int, list[int]] = {}
+    for couple in rng.permutation(sorted(texts_of)):
+        waiting.setdefault(int(fold_of[texts_of[couple][0]]), []).append(int(couple))
+    chosen: list[int] = []
+    items, met = 0, set()
+    for place, fold in enumerate(itertools.cycle(sorted(waiting))):
+        if not any(waiting.values()) or (items >= n_items and place >= len(waiting)):
             break
-        wanted.append(couple)
-        items += len(np.unique(design.items[design.couples == couple]))
-    return np.flatnonzero(np.isin(design.couples, wanted) & held_out)
+        if waiting[fold]:
+            couple = max(waiting[fold], key=lambda couple: len(carriers[couple] - met))
+            waiting[fold].remove(couple)
+            met |= carriers[couple]
+            items += len(np.unique(design.items[texts_of[couple]]))
+            chosen.append(couple)
+    factors = sorted({factor for target in targets_of(design) for factor in target.split("^")})
+    kept: list[int] = []
+    for couple in chosen:
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for text in texts_of[couple]:
+            cell = (design.items[text], *(design.factors[name][text] for name in factors))
+            alike.setdefault(cell, []).append(text)
+        place = rng.integers(2**31)
+        kept += [texts[place % len(texts)] for texts in alike.values()]
+    return np.sort(kept)
 
 
 def group(
@@ -272,7 +291,7 @@ class _Swap:
         chosen: Int[np.ndarray, " m"],
         layer: int,
     ) -> None:
-        self.model, self.groups, self.layer = model, groups, layer
+        self.device, self.groups, self.layer = model.device, groups, layer
         self.readouts = list(design.readouts.values())
         self.n_texts = len(chosen)
         # Tokens [R, m] that are right, and wrong, where the target is True.
@@ -280,14 +299,10 @@ class _Swap:
             np.array([_tokens(tokenizer, readout, getattr(readout, side), chosen) for readout in self.readouts])
             for side in ("positive", "negative")
         )
-        with torch.inference_mode():
-            self.before = [
-                model.base_model(one.ids[:, : one.site], use_cache=True).past_key_values if one.site else None
-                for one in groups
-            ]
-            width = model.get_input_embeddings().weight.shape[1]
-            still = torch.zeros((1, self.n_texts, width), device=model.device)
-            self.clean = [self._logits(index, still)[0] for index in range(len(groups))]
+        self.resumed = [interventions.Resumed(model, one.ids, one.site) for one in groups]
+        width = model.get_input_embeddings().weight.shape[1]
+        still = torch.zeros((1, self.n_texts, width), device=model.device)
+        self.clean = [self._logits(index, still)[0] for index in range(len(groups))]
         self.undisturbed = self.outcome(np.zeros((1, self.n_texts, width))).log_odds[0]
 
     def outcome(self, shifts: Float[np.ndarray, "D m d"]) -> Outcome:
@@ -302,7 +317,7 @@ class _Swap:
             size = max(1, TOKENS_AT_ONCE // (one.ids.shape[0] * (one.ids.shape[1] - one.site)))
             for start in range(0, len(shifts), size):
                 part = np.arange(start, min(start + size, len(shifts)))
-                moved = torch.as_tensor(shifts[part], dtype=torch.float32, device=self.model.device)
+                moved = torch.as_tensor(shifts[part], dtype=torch.float32, device=self.device)
                 with torch.inference_mode():
                     found = self._logits(index, moved).log_softmax(-1)
                     bits = (clean.exp() * (clean - found)).sum(-1).cpu().double().numpy() / np.log(2)
@@ -315,54 +330,19 @@ class _Swap:
         return Outcome(log_odds, divergence / count)
 
     def _logits(self, index: int, shifts: Float[Tensor, "D m d"]) -> Float[Tensor, "D asked v"]:
-        one, repeats = self.groups[index], len(shifts)
-        at_site = shifts[:, one.texts].reshape(-1, shifts.shape[-1])
+        one, resumed = self.groups[index], self.resumed[index]
         columns = sorted({column for _, _, column in one.asked})
-        cache = copy.deepcopy(self.before[index])
-        if cache is not None:
-            # Sequences of one shift lie together, as in `at_site`.
-            cache.batch_select_indices(torch.arange(len(one.ids), device=one.ids.device).repeat(repeats))
-        with self._moved(at_site):
-            logits = self.model(
-                one.ids[:, one.site :].repeat(repeats, 1),
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=torch.tensor([column - one.site for column in columns], device=one.ids.device),
-            ).logits.float()
+
+        def moved(hidden: Float[Tensor, "D b s d"]) -> Float[Tensor, "D b s d"]:
+            hidden = hidden.clone()
+            hidden[:, :, 0] += shifts[:, one.texts]
+            return hidden
+
+        with torch.inference_mode():
+            logits = resumed.logits(resumed.run({self.layer: moved}, len(shifts)), columns)
         rows = torch.tensor([row for row, _, _ in one.asked], device=logits.device)
         kept = torch.tensor([columns.index(column) for _, _, column in one.asked], device=logits.device)
-        return logits.reshape(repeats, len(one.ids), len(columns), -1)[:, rows, kept]
-
-    @contextlib.contextmanager
-    def _moved(self, at_site: Float[Tensor, "b d"]) -> Iterator[None]:
-        """Add to the residual stream of the first token that is run, which is the site."""
-        blocks = activations.decoder_blocks(self.model)
-
-        def before(block: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
-            if arguments:
-                return (_added(arguments[0], at_site), *arguments[1:]), keywords
-            return arguments, {**keywords, "hidden_states": _added(keywords["hidden_states"], at_site)}
-
-        def after(block: nn.Module, arguments: tuple, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (_added(output[0], at_site), *output[1:])
-            return _added(output, at_site)
-
-        handle = (
-            blocks[self.layer - 1].register_forward_hook(after)
-            if self.layer
-            else blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-def _added(hidden: Float[Tensor, "b t d"], at_site: Float[Tensor, "b d"]) -> Float[Tensor, "b t d"]:
-    moved = hidden.clone()
-    moved[:, 0] += at_site
-    return moved
+        return logits[:, rows, kept]
 
 
 def _tokens(

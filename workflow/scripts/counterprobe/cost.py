@@ -37,6 +37,9 @@ CONTROL_MATRIX = 2.7  # with 8 shuffles and 8 control tasks
 PLANTED_SEED = 1.0  # 748 items of width 128
 # Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
 GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
+# The same of steering, at a revision of the ladder (the default's doses) and at another.
+STEERED, DETECTED = 105.0, 9.0
+EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.3, 8.0, 30.0, 8.0, 15.0
 BLOCKS = 12 * 4 * 128**2
 # Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
 DICTIONARY_STEP, DICTIONARY_SCORES = 0.04, 20.0
@@ -265,19 +268,21 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         yield "probe_planted", TORCH + PLANTED_SEED * planted["seeds"] * size, 1.2 * MEMORY_TORCH, 57e3, 0
     yield from _toys(config)
     yield from _explanations(config, shapes, n_texts)
+    yield from _neurons(config, shapes, n_texts)
     cells = sum(1 for _ in plan.units(config))
     yield "gather_audit", TABLES, MEMORY_TABLES, 10e3, 0
     yield "gather_behaviour", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_health", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_probes", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 70e3 * cells, 0
     yield "gather_geometry", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 50e3 * cells, 0
-    for table in ("capacity", "use", *plan.mechanism_tables(config), *plan.dictionary_tables(config)):
+    for table in ("capacity", "use", *plan.optional_tables(config)):
         yield f"gather_{table}", TABLES, MEMORY_TABLES, 50e3, 0
     if plan.models_from(config, "hub"):
         yield "gather_revisions", TABLES, MEMORY_TABLES, 20e3, 0
     yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
-    for figure in (*plan.figures(config), *plan.mechanism_figures(config), *plan.dictionary_figures(config)):
+    yield "judge_claims", TORCH + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 40e3, 0
+    for figure in plan.figures(config):
         yield f"draw_{figure.rpartition('/')[2]}", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
     for _ in config["run"]["toys"]:
         yield "draw_superposition", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
@@ -309,6 +314,10 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         layers = 1 if config["use"]["layers"] == "middle" else len(config["use"]["layers"])
         asked = 2 * moves * config["use"]["items"] * 16 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
         yield "swap_features", MODEL + 2 * model.blocks * asked / _rate(config, model), memory, 50e3, 0
+    for unit in plan.steered_units(config):
+        model, size, _, memory = sized(unit)
+        seconds = STEERED if unit.revision in plan.control_revisions(config, unit.model) else DETECTED
+        yield "steer_features", MODEL + seconds * max(1, model.blocks / BLOCKS) * _doses(config), memory, 150e3, 0
     for unit in plan.interference_units(config):
         model, size, _, memory = sized(unit)
         yield "measure_interference", MODEL + INTERFERENCE * size * max(1, model.blocks / BLOCKS), memory, 40e3, 0
@@ -341,6 +350,42 @@ def _layers_of_dictionaries(settings: Mapping[str, Any], model: Shape) -> int:
     if isinstance(settings["layers"], str):
         return 1 if settings["layers"] == "middle" else model.layers + 1
     return len(settings["layers"])
+
+
+def _doses(config: Mapping[str, Any]) -> float:
+    """Directions, coefficients, positions and texts that are steered, as a share of the default's."""
+    settings = config["steering"]
+    tried = len(settings["coefficients"]) * (
+        len(settings["positions"]) * settings["choose_items"] * 3 + settings["report_items"]
+    )
+    return len(settings["directions"]) / 12 * tried / (7 * (2 * 4 * 3 + 12))
+
+
+def _neurons(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_texts: Mapping[str, int]) -> Iterator[Job]:
+    """Embedding matrices, single neurons and layers."""
+    nothing = Shape(0, 0, 0.0, 0.0)
+    budget = config["activations"]["token_budget"]
+
+    def sized(name: str) -> tuple[float, float]:
+        """Work beside that of the default model, and memory of a job on the model."""
+        model = shapes.get(name, nothing)
+        weights = MEMORY_MODEL + 1.3 * 4 * model.parameters + 200 * budget * max(model.width, 1)
+        return max(1.0, model.blocks / BLOCKS), weights
+
+    for name in plan.opened_models(config):
+        size, memory = sized(name)
+        matrices = len(revisions(config["models"][name])) + 3 * config["embedding"]["seeds"]
+        yield "measure_embedding", MODEL + EMBEDDING_MATRIX * matrices * size, memory, 60e3, 0
+    for unit in plan.neuron_units(config):
+        size, memory = sized(unit.model)
+        share = min(1.0, config["neurons"]["items"] * 16 / max(1, n_texts[unit.design])) * n_texts[unit.design] / 768
+        yield "attribute_neurons", MODEL + SOURCES * share * size, 1.2 * memory, 40e3, 0
+        yield "read_layers", MODEL + LAYERS * share * size, memory, 30e3, 0
+    for unit in plan.sparse_units(config):
+        size, memory = sized(unit.model)
+        seconds = SPARSE if unit.weights == plan.TRAINED else SPARSE_OF_A_RUNG * config["neurons"]["seeds"]
+        probes = len(config["neurons"]["k"]) * len(config["neurons"]["rankings"]) / 36
+        yield "probe_neurons", MODEL + seconds * probes * size, memory, 60e3, 0
 
 
 def _checkpoints(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Job]:

@@ -110,7 +110,7 @@ def judge(
 def role(design: Design, target: str) -> str:
     """What the target is to the question."""
     if target in design.needed:
-        return "needed"
+        return "needed XOR"
     if target == designs.canonical(design, "^".join(design.primary)):
         return "pre-registered"
     return "needless XOR" if "^" in target else "basic feature"

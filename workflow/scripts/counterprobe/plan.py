@@ -110,8 +110,8 @@ def published_designs(config: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"])
 
 
-def figures(config: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of an experiment: one of all verdicts, and others as model/design/name."""
+def probe_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One of all verdicts, and those of probes and geometry as model/design/name."""
     yield "verdicts"
     answering = {unit.design for unit in answering_units(config)}
     for model in config["run"]["models"]:
@@ -162,6 +162,69 @@ def mechanism_figures(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{model}/{design}/mechanisms"
 
 
+# --- steering -----------------------------------------------------------------------------------------------
+
+
+def steered_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Trained weights of the models of `run.steering`, at the last revisions and those of the ladder, on the designs
+    that have answers: generated ones, and those with continuations."""
+    for model in config["run"]["models"]:
+        if model not in config["run"]["steering"]:
+            continue
+        every = revisions(config["models"][model])
+        chosen = {*every[-config["steering"]["revisions"] :], *control_revisions(config, model)}
+        for name in designs_of(config, model):
+            design = config["designs"][name]
+            answers = design["source"] == "statements" and design["layout"] == "factorial"
+            if name not in config["run"]["last_only"] and (answers or name in config["steering"]["continuations"]):
+                yield from (Unit(model, revision, TRAINED, name) for revision in every if revision in chosen)
+
+
+def steering_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The table of steering, where anything is steered."""
+    return ("steering",) if any(True for _ in steered_units(config)) else ()
+
+
+def steering_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure for every model and design."""
+    for model, design in sorted({(unit.model, unit.design) for unit in steered_units(config)}):
+        yield f"{model}/{design}/steering"
+
+
+# --- embedding and neurons ----------------------------------------------------------------------------------
+
+
+def opened_models(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Models of this run whose embedding matrix, neurons and layers are looked at one by one."""
+    return tuple(model for model in config["run"]["models"] if model in config["run"]["neurons"])
+
+
+def neuron_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """Trained weights of these models at the controlled revisions."""
+    return (unit for unit in controlled_units(config) if unit.model in opened_models(config))
+
+
+def sparse_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The same cells, and the same under the rungs that `neurons.rungs` lists: what few neurons tell."""
+    for unit in neuron_units(config):
+        for weights in (TRAINED, *config["neurons"]["rungs"]):
+            yield replace(unit, weights=weights)
+
+
+def neuron_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables of `run.neurons`."""
+    return ("embedding", "neurons") if opened_models(config) else ()
+
+
+def neuron_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure of the embedding a model; of its neurons and of its layers, one a model and design."""
+    for model in opened_models(config):
+        yield f"{model}/embedding"
+    for model, design in sorted({(unit.model, unit.design) for unit in neuron_units(config)}):
+        yield f"{model}/{design}/neurons"
+        yield f"{model}/{design}/layers"
+
+
 # --- dictionaries -------------------------------------------------------------------------------------------
 
 
@@ -183,3 +246,18 @@ def dictionary_figures(config: Mapping[str, Any]) -> Iterator[str]:
     for model, design in sorted({(unit.model, unit.design) for unit in dictionary_units(config)}):
         yield f"{model}/{design}/dictionaries"
         yield f"{model}/{design}/perturbations"
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+
+def optional_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables that `run` can leave out."""
+    kinds = (mechanism_tables, steering_tables, neuron_tables, dictionary_tables)
+    return tuple(name for kind in kinds for name in kind(config))
+
+
+def figures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The figures of an experiment, but for those of the toys."""
+    kinds = (probe_figures, mechanism_figures, steering_figures, neuron_figures, dictionary_figures)
+    return tuple(name for kind in kinds for name in kind(config))

@@ -5,8 +5,6 @@ predictions with nothing fitted, grey lines levels without information. Each fig
 its CSV.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -193,7 +191,7 @@ def _constructed(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _xor_of_and(axes: Sequence[Axes], rows: pd.DataFrame) -> None:
+def _xor_of_and(axes: np.ndarray, rows: pd.DataFrame) -> None:
     """Errors of XOR read as x + y - 2 AND beside twice those of AND, and what probes find of the XOR."""
     read = rows[rows.s == rows[rows.readout == "mean"].s.min()]
     m, s = read.m.max(), read.s.max()

@@ -40,7 +40,8 @@ COLUMNS: dict[str, Column] = {
     "step": Column("integer", "training step of the revision; -1 where unknown"),
     "weights": Column(
         "string",
-        "trained, or the rung of the ladder of weight controls; none where no model was read",
+        "trained, or the rung of the ladder of weight controls (of an embedding matrix alone: matched_gaussian, "
+        "shuffled_columns); none where no model was read",
         (
             "trained",
             "init",
@@ -50,6 +51,8 @@ COLUMNS: dict[str, Column] = {
             "spectrum_left",
             "spectrum_right",
             "permuted_columns",
+            "matched_gaussian",
+            "shuffled_columns",
             "none",
         ),
     ),
@@ -64,7 +67,7 @@ COLUMNS: dict[str, Column] = {
     "probe": Column("string", "probe or estimator; none where the number needs none"),
     "control": Column(
         "string",
-        "label control, kind of null direction, or random components ablated in place of chosen ones",
+        "label control, kind of null direction, or random components (or neurons) in place of chosen ones",
         (
             "none",
             "dichotomy",
@@ -74,12 +77,13 @@ COLUMNS: dict[str, Column] = {
             "isotropic",
             "total",
             "random_components",
+            "random_neurons",
         ),
     ),
     "representation": Column(
         "string",
         "what the probe was trained on",
-        ("activations", "token_embeddings", "additive_surrogate", "erased", "ablated"),
+        ("activations", "token_embeddings", "additive_surrogate", "erased", "ablated", "neurons"),
     ),
     "score": Column("string", "name of the number: accuracy, auroc, bits, worst_cell, ..."),
     "level": Column("number", "the score without any information; NaN where there is no such level"),

@@ -11,7 +11,7 @@ from counterprobe import plots, verdicts
 from counterprobe.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 MODEL_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
-ROLE_MARKERS = {"needed": "o", "pre-registered": "s", "needless XOR": "^", "basic feature": "D"}
+ROLE_MARKERS = {"needed XOR": "o", "pre-registered": "s", "needless XOR": "^", "basic feature": "D"}
 # Names beside marks that nearly coincide are set one under another.
 NEAR = (0.06, 0.05)
 

@@ -15,7 +15,7 @@ USE, from swapping the coordinate to its counterfactual (`causal_use`):
     used                       the signed effect on the target's own read-out exceeds the 95% quantile of the absolute
                                effects of equally long within-cell and dichotomy directions
     used, no predicted effect  the target has no read-out; the next-token distribution moves further (KL) than under these
-    not used at this site      the whole interval of the effect inside 0 ± margin (equivalence)
+    not used at this site      the whole interval of the effect inside 0 ± margin (equivalence), above its nulls or not
     inconclusive               none of these
 
 *Legs.* Each condition has a one-sided p-value. An interval [l, u] of an estimate m over g units gives
@@ -250,10 +250,11 @@ def null_bound(effects: Float[np.ndarray, " k"]) -> float:
 def use(evidence: UseEvidence, p: float | None = None) -> Verdict:
     """USE of one target; `p` after correction, its own if not given."""
     p = use_p(evidence) if p is None else p
-    if p <= ALPHA:
-        return Verdict(USED if evidence.predicted else USED_UNPREDICTED, p)
+    # First: with small enough nulls an effect of no consequence exceeds them.
     if evidence.effect.inside(0.0, evidence.margin):
         return Verdict(NOT_USED, p)
+    if p <= ALPHA:
+        return Verdict(USED if evidence.predicted else USED_UNPREDICTED, p)
     return Verdict(INCONCLUSIVE, p)
 
 

@@ -1,0 +1,1020 @@
+"""What moves the model, and what else it moves: the residual stream steered along every direction of `directions`.
+
+Texts are divided by folds into two halves that share neither items nor carriers. Directions are made from the first
+half; position, layer and coefficient are chosen there; everything reported is of the second half.
+
+A text whose feature is y = ±1 is steered to its counterfactual: x − y c v at the steered tokens, v as long as μ₊ − μ₋, so
+that c = 1 is one exchange of the class means and all directions are compared at equal L2 norm. Positions:
+
+    answer      the token after which the model says the feature, alone
+    generated   every token from the last of the probed text on
+    all         every token
+    front       the first tokens, each by a difference of its own (ActAdd only)
+
+Scores, over the texts of the second half:
+
+    flip            share whose answer is the counterfactual one (undisturbed: the share that the model gets wrong)
+    flip_on_G       share whose answer to another feature G is another one than without steering: off-target
+    off_target      mean of these over the other features that the steered tokens can reach
+    log_odds        mean movement of the feature's log-odds to the counterfactual, nats
+    delta_nll       added to −log P of the tokens that no feature decides, nats a token; `divergence` the KL there, bits
+    probability     movement of P(True's token) − P(False's token) to the counterfactual
+    repetition      share of the bigrams of a generated continuation that it has said before
+    auroc           of the direction as a detector of the feature
+    effect          log_odds as a share of the gap between True and False
+    nie_false_true  normalised indirect effect, with Geometry of Truth's scaling (Marks and Tegmark 2024,
+                    arXiv:2310.06824, sec. 6): the direction rescaled to move the class means by the same amount along
+                    itself as their distance, added at every steered layer up to the chosen one
+    jacobian_share  share of the direction in the leading right singular subspace of the mean Jacobian of the last
+                    residual: what the rest of the network reads
+
+`probe` says direction and dose, `diff_mean:1.5`; `:chosen` is the setting chosen on the first half, `:matched` the
+smallest dose that flips `REACHED` of the first half at the layer chosen for diff_mean, `:equal` a coefficient of 1 there.
+Nulls (`control`) are as long as μ₊ − μ₋, with the effects of all named features projected out (`coordinate_swaps`); the
+band of a kind holds a direction that means nothing with 95%.
+
+What cannot be measured has a row with the reason in `note` and no number: a feature without a read-out, an answer of more
+than one token, a direction of norm zero, a read-out before the first steered token, a flip no coefficient reaches.
+
+Pitfalls. A direction may flip an answer because the residual stream left what the model knows: see delta_nll and the
+nulls. The answer's own layer is read by the unembedding alone; steering there writes the answer, not the feature.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterprobe import (
+    activations,
+    causal_use,
+    checkpoints,
+    coordinate_swaps,
+    designs,
+    directions,
+    extraction,
+    interventions,
+    label_controls,
+    language_model,
+    progress,
+    splits,
+    statistics,
+    tables,
+    tokenization,
+)
+from counterprobe.directions import Affine
+from counterprobe.interventions import Places, Resumed
+from counterprobe.progress import UserError
+from counterprobe.revisions import step_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from counterprobe.designs import Design
+
+ANSWER, GENERATED, ALL, FRONT = "answer", "generated", "all", "front"
+# A feature is steered when this share of its answers is the counterfactual one, and nothing else is disturbed by more.
+REACHED, MOST_OFF_TARGET, MOST_NLL = 0.95, 0.1, 0.1
+TOKENS_AT_ONCE = 16384
+JACOBIAN_TEXTS = 32
+RESAMPLES = 1000
+NULLS = {
+    coordinate_swaps.WITHIN_CELL: "within_cell",
+    coordinate_swaps.DICHOTOMIES: "dichotomy",
+    coordinate_swaps.ISOTROPIC: "isotropic",
+}
+COMPARED = (("logistic", "diff_mean"), ("logistic", "surgical_regressed"), ("logistic", "surgical_pinv"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Equally long token sequences with everything at one place: what can be run as one batch.
+
+    texts: numbers within the sample. asked: (read-out, column after which it is said). sites: read-out -> column of its
+    own token. end: column of the probed text's last token. neutral: columns whose next token no feature decides.
+    """
+
+    ids: Int[Tensor, "b t"]
+    texts: Int[np.ndarray, " b"]
+    asked: tuple[tuple[int, int], ...]
+    sites: Mapping[int, int]
+    end: int
+    neutral: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model says under D moves; NaN where a read-out comes before the first steered token."""
+
+    log_odds: Float[np.ndarray, "D R m"]
+    probability: Float[np.ndarray, "D R m"]
+    delta_nll: Float[np.ndarray, "D q"]
+    divergence: Float[np.ndarray, "D q"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A direction with its coefficient: [d], or [t, d] at the front, or an affine map."""
+
+    along: np.ndarray | Affine
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how strongly a feature is steered."""
+
+    position: str
+    layer: int
+    coefficient: float
+
+
+def measure(
+    checkpoint: str | Path, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
+) -> pd.DataFrame:
+    """Every feature with a read-out steered along every direction; the rows that the module describes.
+
+    spec: `steering`, `activations.primary_bos`, `probes` (outer_folds, seed), `statistics`, `design` (protocols,
+    unreadable). Without `steering.coefficients` only detection and effect are measured. Raises UserError for a layer or a
+    direction that does not exist.
+    """
+    settings, bos = spec["steering"], spec["activations"]["primary_bos"]
+    names = directions.names(settings["directions"])
+    source = checkpoints.open_checkpoint(checkpoint)
+    tokenizer = tokenization.load_tokenizer(source)
+    design = extraction.readable(design, tokenizer, spec["design"]["unreadable"])
+    design, reasons = with_continuations(design, settings.get("continuations", {}).get(design.name, {}), tokenizer)
+    site = {**tables.NOT_APPLICABLE, **cell, "step": step_of(cell["revision"]), "bos": bos}
+    rows = [_excluded(site, target, "none", reason) for target, reason in reasons.items()]
+    halves = halved(design, spec)
+    if halves is None or not design.readouts:
+        return tables.frame(rows)
+    protocol, first, second = halves
+    site["protocol"] = protocol
+    model = language_model.load(source, device=device)
+    neutral = settings.get("neutral", {}).get(design.name, [])
+    sample = partial(Sample, model, tokenizer, design, bos=bos)
+    samples = {"report": sample(causal_use.sample(design, second, settings["report_items"], settings["seed"]), neutral)}
+    if "coefficients" in settings:
+        samples["choose"] = sample(
+            causal_use.sample(design, first, settings["choose_items"], settings["seed"]), neutral
+        )
+    fitting, detecting = sample(np.flatnonzero(first >= 0), []), sample(np.flatnonzero(second >= 0), [])
+    layers = layers_of(settings["layers"], len(activations.decoder_blocks(model)))
+    vectors, held_out = fitting.residuals(layers), detecting.residuals(layers)
+    for readout, target in enumerate(progress.bar(list(design.readouts), label="steered features")):
+        feature = _Feature(
+            target, names, spec, site, samples, fitting, detecting, layers, vectors[readout], held_out[readout]
+        )
+        rows += feature.rows()
+    return tables.frame(rows)
+
+
+def with_continuations(
+    design: Design, continuations: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> tuple[Design, dict[str, str]]:
+    """The design with the read-outs that its configuration gives, and the reason of every feature that has none.
+
+    `continuations`: feature -> {prompt, positive, negative}; the prompt follows every text.
+    """
+    readouts = dict(design.readouts)
+    reasons = {}
+    for name, said in continuations.items():
+        target = designs.canonical(design, name)
+        prefixes = tuple(f"{text}{said.get('prompt', '')}" for text in design.texts)
+        words = (said["positive"], said["negative"])
+        try:
+            for prefix in prefixes:
+                for word in words:
+                    language_model.next_token(tokenizer, prefix, word)
+        except UserError as reason:
+            reasons[target] = str(reason)
+            continue
+        n = len(prefixes)
+        readouts[target] = designs.ReadOut(target, prefixes, (words[0],) * n, (words[1],) * n)
+    for factor in design.factors:
+        if factor not in readouts and factor not in reasons:
+            reasons[factor] = "no read-out: no token that follows depends on this feature alone"
+    return replace(design, readouts=readouts), reasons
+
+
+def halved(design: Design, spec: Mapping[str, Any]) -> tuple[str, Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
+    """Protocol, and the fold of every text of each half (−1 for the rest); None where nothing can be held out."""
+    settings = {"n_folds": spec["probes"]["outer_folds"], "seed": spec["probes"]["seed"]}
+    protocol = splits.primary_protocol(design, spec["design"]["protocols"], **settings)
+    if protocol is None:
+        progress.logger("steering").warning("%s: no protocol holds anything out; nothing is steered", design.name)
+        return None
+    fold_of = np.full(len(design.texts), -1)
+    folds = splits.folds(design, protocol, 0, **settings)
+    for index, fold in enumerate(folds):
+        fold_of[fold.test] = index
+    early = fold_of < len(folds) // 2
+    return protocol, np.where(early, fold_of, -1), np.where(early, -1, fold_of)
+
+
+def choose(
+    flips: Float[np.ndarray, " s"], off_target: Float[np.ndarray, "s others"], delta_nll: Float[np.ndarray, " s"]
+) -> tuple[int, bool]:
+    """Index of the setting to report, and whether it flips `REACHED` within both limits.
+
+    Among settings within the limits the one that flips most, and of those that flip enough the least disturbing; where
+    none is within them, the one that exceeds them least. What was not measured (NaN) limits nothing.
+    """
+    off = np.nan_to_num(np.nanmax(np.nan_to_num(off_target, nan=0.0), axis=1, initial=0.0))
+    nll = np.nan_to_num(delta_nll)
+    beyond = np.maximum(off - MOST_OFF_TARGET, 0) + np.maximum(nll - MOST_NLL, 0)
+    enough = (1 + REACHED) / 2
+    best = np.lexsort((off + np.maximum(nll, 0), -np.minimum(flips, enough), beyond))[0]
+    return int(best), bool(flips[best] >= REACHED and beyond[best] == 0)
+
+
+def band(draws: Float[np.ndarray, " k"], confidence: float = 0.95) -> tuple[float, float]:
+    """Between which two of k exchangeable nulls another one lies with `confidence`: order statistics of rank
+    (k + 1)(1 − confidence)/2 from either end, exact for k = 39 and 95%. Raises UserError where k is too small."""
+    rank = int((len(draws) + 1) * (1 - confidence) / 2 + 1e-9)
+    if rank < 1:
+        raise UserError(f"{len(draws)} null directions make no band of {confidence:.0%}; draw at least 39")
+    ordered = np.sort(draws)
+    return float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of the bigrams that occurred before in the same text; 0 for fewer than two tokens."""
+    bigrams = list(itertools.pairwise(tokens))
+    return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+
+
+def detection_against_steering(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rank correlation of a direction's AUROC with its effect, over directions × layers × revisions, for every target.
+
+    The interval is a percentile bootstrap over directions: layers and revisions of one direction are no new evidence.
+    """
+    rows = []
+    both = table[table.score.isin(["auroc", "effect"]) & (table.control == "none")]
+    for (model, design, target), found in both.groupby(["model", "design", "target"]):
+        wide = found.pivot_table(index=["probe", "revision", "layer"], columns="score", values="estimate").dropna()
+        if not {"auroc", "effect"} <= set(wide) or len(wide) < 4:
+            continue
+        by_direction = [part[["auroc", "effect"]].to_numpy() for _, part in wide.groupby(level="probe")]
+        rng = np.random.default_rng(0)
+        draws = []
+        for _ in range(RESAMPLES):
+            drawn = np.concatenate([by_direction[i] for i in rng.integers(0, len(by_direction), len(by_direction))])
+            draws.append(_rank_correlation(*drawn.T))
+        lower, upper = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
+        last = found[found.step == found.step.max()].iloc[0]
+        rows.append(
+            {
+                **tables.NOT_APPLICABLE,
+                "model": model,
+                "revision": last.revision,
+                "step": int(last.step),
+                "weights": last.weights,
+                "design": design,
+                "bos": bool(last.bos),
+                "target": target,
+                "protocol": last.protocol,
+                "score": "spearman",
+                "level": 0.0,
+                "estimate": _rank_correlation(wide.auroc.to_numpy(), wide.effect.to_numpy()),
+                "lower": float(lower),
+                "upper": float(upper),
+                "n_texts": int(last.n_texts),
+                "n_groups": len(by_direction),
+                "note": f"detection (auroc) against steering (effect) over {len(wide)} directions, layers and revisions",
+            }
+        )
+    return rows
+
+
+def gather(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The parts together, with the correlations over all of them."""
+    import pandas as pd
+
+    table = tables.gather(paths)
+    return tables.frame(pd.concat([table, tables.frame(detection_against_steering(table))], ignore_index=True))
+
+
+class Sample:
+    """Some texts of a design as token sequences, and what a model says of them under any move."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        design: Design,
+        chosen: Int[np.ndarray, " m"],
+        neutral: Sequence[str],
+        *,
+        bos: bool,
+    ) -> None:
+        self.model, self.tokenizer, self.design, self.chosen = model, tokenizer, design, chosen
+        self.readouts = list(design.readouts.values())
+        self.targets = list(design.readouts)
+        self.signs = np.array([np.where(designs.parity(design, name)[chosen], 1.0, -1.0) for name in self.targets])
+        self.words = [
+            np.array([_tokens(tokenizer, readout, side, chosen) for side in (readout.positive, readout.negative)])
+            for readout in self.readouts
+        ]
+        self.groups = list(_groups(model, tokenizer, design, chosen, bos=bos))
+        self.neutral = list(_neutral_groups(model, tokenizer, neutral, bos=bos))
+        # Neutral strings are no texts: they get numbers of their own.
+        self.n_neutral = len(neutral) if neutral else len(chosen)
+        self._resumed: dict[tuple[int, int], Resumed] = {}
+        self._clean: dict[tuple[int, int], Tensor] = {}
+
+    def residuals(self, layers: Sequence[int]) -> Float[np.ndarray, "R layers m d"]:
+        """Residual vectors at every feature's own token."""
+        width = self.model.get_input_embeddings().weight.shape[1]
+        found = np.empty((len(self.readouts), len(layers), len(self.chosen), width))
+        for group in self.groups:
+            first = min(group.sites.values())
+            size = max(1, TOKENS_AT_ONCE // group.ids.shape[1])
+            for start in range(0, len(group.ids), size):
+                run = Resumed(self.model, group.ids[start : start + size], first)
+                for readout, column in group.sites.items():
+                    for place, layer in enumerate(layers):
+                        at_site = run.entering[layer][:, column - first]
+                        found[readout, place, group.texts[start : start + size]] = at_site.cpu().numpy()
+        return found
+
+    def tokens(self, places: Sequence[int], layer: int, length: int) -> Float[np.ndarray, "n length d"]:
+        """Residual streams of the first tokens of some texts of the sample, by their number in it."""
+        width = self.model.get_input_embeddings().weight.shape[1]
+        found = np.full((len(places), length, width), np.nan)
+        for group in self.groups:
+            rows = [(row, place) for row, place in enumerate(places) if place in set(group.texts.tolist())]
+            if rows:
+                where = [int(np.flatnonzero(group.texts == place)[0]) for _, place in rows]
+                run = Resumed(self.model, group.ids[where, :length], 0)
+                found[[row for row, _ in rows]] = run.entering[layer].cpu().numpy()
+        return found
+
+    def shortest(self) -> int:
+        """Tokens of the shortest text."""
+        return min(group.end for group in self.groups) + 1
+
+    def outcome(self, readout: int, position: str, layers: Sequence[int], moves: Sequence[Move]) -> Outcome:
+        """Steer every text to its counterfactual in one feature."""
+        n, d = len(self.chosen), len(moves)
+        log_odds, probability = (np.full((d, len(self.readouts), n), np.nan) for _ in range(2))
+        sums = np.zeros((2, d, self.n_neutral))
+        count = np.zeros(self.n_neutral)
+        for index, group in enumerate([*self.groups, *self.neutral]):
+            own = index < len(self.groups)
+            if own and readout not in group.sites:
+                continue
+            places = _places(group, group.sites[readout if own else -1], position, moves)
+            run, later = self._run(index, group, places.first)
+            signs = self.signs[readout][group.texts] if own else np.where(group.texts % 2, 1.0, -1.0)
+            # With neutral strings given, the design's own texts are for answers only.
+            neutral = (
+                [column for column in group.neutral if column >= places.first] if own != bool(self.neutral) else []
+            )
+            asked = [(r, column) for r, column in group.asked if column >= places.first]
+            columns = sorted({column for _, column in asked} | set(neutral))
+            if not columns:
+                continue
+            if neutral:
+                np.add.at(count, group.texts, len(neutral))
+            size = max(1, TOKENS_AT_ONCE // (len(group.ids) * (group.ids.shape[1] - places.first)))
+            for start in range(0, d, size):
+                part = list(range(start, min(start + size, d)))
+                edit = partial(_moved, moves=[moves[k] for k in part], signs=signs, places=places)
+                with torch.inference_mode():
+                    hidden = run.run(dict.fromkeys(layers, edit), len(part))
+                    said = run.logits(hidden, columns).log_softmax(-1)
+                for r, column in asked:
+                    here = said[:, :, columns.index(column)].cpu().double().numpy()
+                    rows = np.arange(len(group.texts))
+                    right, wrong = (here[:, rows, self.words[r][side, group.texts]] for side in (0, 1))
+                    log_odds[np.ix_(part, [r], group.texts)] = (right - wrong)[:, None]
+                    probability[np.ix_(part, [r], group.texts)] = (np.exp(right) - np.exp(wrong))[:, None]
+                for column in neutral:
+                    clean, found = later[:, column - places.first], said[:, :, columns.index(column)]
+                    following = group.ids[:, column + 1]
+                    lost = (clean - found).gather(-1, following.expand(len(part), -1)[..., None])[..., 0]
+                    bits = (clean.exp() * (clean - found)).sum(-1) / math.log(2)
+                    for which, values in enumerate((lost, bits)):
+                        np.add.at(sums[which], (np.array(part)[:, None], group.texts), values.cpu().double().numpy())
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return Outcome(log_odds, probability, *(sums / np.where(count, count, np.nan)))
+
+    def gradient(self, readout: int, layer: int, most: int) -> Float[np.ndarray, " d"]:
+        """Mean gradient of a read-out's log-odds with respect to the residual stream at its own token."""
+        total, n = 0.0, 0
+        for group in self.groups:
+            if readout not in dict(group.asked) or n >= most:
+                continue
+            ids, texts = group.ids[: most - n], group.texts[: most - n]
+            column = dict(group.asked)[readout]
+            run = Resumed(self.model, ids[:, : column + 1], group.sites[readout])
+            at_site = torch.zeros(len(ids), run.entering[layer].shape[-1], device=ids.device, requires_grad=True)
+            with torch.enable_grad():
+                said = run.logits(run.run({layer: partial(_nudged, at_site=at_site)}), [column])[0, :, 0]
+                every = torch.arange(len(ids))
+                right, wrong = (torch.as_tensor(self.words[readout][side, texts]) for side in (0, 1))
+                (said[every, right] - said[every, wrong]).sum().backward()
+            total, n = total + at_site.grad.double().sum(0).cpu().numpy(), n + len(ids)
+        return total / n
+
+    def jacobian(self, readout: int, layer: int, most: int) -> Float[np.ndarray, "d d"]:
+        """Mean Jacobian of the last residual at a feature's own token with respect to that of `layer`."""
+        group = max((g for g in self.groups if readout in g.sites), key=lambda g: len(g.ids))
+        ids = group.ids[:most, : group.sites[readout] + 1]
+        run = Resumed(self.model, ids, group.sites[readout])
+        at_site = torch.zeros(len(ids), run.entering[layer].shape[-1], device=ids.device, requires_grad=True)
+        with torch.enable_grad():
+            left = run.run({layer: partial(_nudged, at_site=at_site)})[0, :, 0].mean(0)
+            found = [torch.autograd.grad(one, at_site, retain_graph=True)[0].sum(0) for one in left]
+        return torch.stack(found).double().cpu().numpy()
+
+    def _run(self, index: int, group: Group, first: int) -> tuple[Resumed, Tensor]:
+        """The clean run of a group from a token on, and what the model says there undisturbed."""
+        key = (index, first)
+        if key not in self._resumed:
+            run = Resumed(self.model, group.ids, first)
+            with torch.no_grad():
+                later = run.logits(run.entering[-1], range(first, group.ids.shape[1])).log_softmax(-1)
+            self._resumed[key], self._clean[key] = run, later
+        return self._resumed[key], self._clean[key]
+
+
+def _groups(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    design: Design,
+    chosen: Int[np.ndarray, " m"],
+    *,
+    bos: bool,
+) -> Iterator[Group]:
+    """Batches of sequences. Where every read-out of a text lies on the way to one of them, each is steered at its own
+    token; otherwise all are steered at the text's last token, which all prompts share."""
+    encode = partial(tokenization.encode, tokenizer, bos=bos, context=model.config.max_position_embeddings)
+    ends = [len(ids) - 1 for ids in encode([design.texts[i] for i in chosen], {}).ids]
+    sequences: list[tuple[int, ...]] = []
+    asks: list[tuple[int, int]] = []
+    for number, readout in enumerate(design.readouts.values()):
+        sequences += encode([readout.prefixes[i] for i in chosen], {}).ids
+        asks += [(number, place) for place in range(len(chosen))]
+    hosts = language_model.longest_extensions(sequences, [place for _, place in asks])
+    nested = len(hosts) == len(chosen)
+    batches: dict[tuple, list[tuple[tuple[int, ...], int]]] = {}
+    for host, members in hosts.items():
+        place = asks[host][1]
+        asked = tuple(sorted((asks[member][0], len(sequences[member]) - 1) for member in members))
+        batches.setdefault((len(sequences[host]), ends[place], asked), []).append((sequences[host], place))
+    for (length, end, asked), members in sorted(batches.items()):
+        said = {column for _, column in asked}
+        if min(said) < end:
+            raise UserError(f"a read-out of design '{design.name}' comes before the end of its text")
+        # In prompts of their own a feature's sequence can be steered for any other feature too.
+        sites = dict(asked) if nested else dict.fromkeys(range(len(design.readouts)), end)
+        yield Group(
+            ids=torch.tensor([ids for ids, _ in members], device=model.device),
+            texts=np.array([place for _, place in members]),
+            asked=asked,
+            sites=sites,
+            end=end,
+            neutral=tuple(column for column in range(end, length - 1) if column not in said),
+        )
+
+
+def _neutral_groups(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, strings: Sequence[str], *, bos: bool
+) -> Iterator[Group]:
+    """Strings that were given as neutral: steered from their middle on, one way and the other in turn."""
+    if not strings:
+        return
+    encoded = tokenization.encode(
+        tokenizer, list(strings), {}, bos=bos, context=model.config.max_position_embeddings
+    ).ids
+    for length in sorted({len(ids) for ids in encoded}):
+        rows = [row for row, ids in enumerate(encoded) if len(ids) == length]
+        middle = (length - 1) // 2
+        yield Group(
+            ids=torch.tensor([encoded[row] for row in rows], device=model.device),
+            texts=np.array(rows),
+            asked=(),
+            sites={-1: middle},
+            end=middle,
+            neutral=tuple(range(middle, length - 1)),
+        )
+
+
+def _places(group: Group, site: int, position: str, moves: Sequence[Move]) -> Places:
+    if position == ANSWER:
+        return Places(site, site)
+    if position == GENERATED:
+        return Places(group.end)
+    if position == FRONT:
+        return Places(0, len(moves[0].along) - 1)
+    return Places(0)
+
+
+def _moved(
+    hidden: Float[Tensor, "D b s d"], *, moves: Sequence[Move], signs: Float[np.ndarray, " b"], places: Places
+) -> Float[Tensor, "D b s d"]:
+    columns = places.within(places.first, hidden.shape[2])
+    changed = hidden.clone()
+    kind = {"dtype": hidden.dtype, "device": hidden.device}
+    sign = torch.as_tensor(signs, **kind)[:, None, None]
+    added = [k for k, move in enumerate(moves) if not isinstance(move.along, Affine)]
+    if added:
+        vectors = np.stack([moves[k].coefficient * np.atleast_2d(moves[k].along) for k in added])
+        vectors = vectors[:, : columns.stop - columns.start] if vectors.shape[1] > 1 else vectors
+        changed[added, :, columns] -= sign * torch.as_tensor(vectors, **kind)[:, None]
+    for k, move in enumerate(moves):
+        if isinstance(move.along, Affine):
+            projection, mean = (torch.as_tensor(part, **kind) for part in (move.along.projection, move.along.mean))
+            here = hidden[k, :, columns]
+            changed[k, :, columns] = here - 2 * move.coefficient * (here - mean) @ projection.T
+    return changed
+
+
+def _nudged(hidden: Float[Tensor, "D b s d"], *, at_site: Float[Tensor, "b d"]) -> Float[Tensor, "D b s d"]:
+    return torch.cat([hidden[:, :, :1] + at_site[None, :, None], hidden[:, :, 1:]], dim=2)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerFast, readout: designs.ReadOut, words: Sequence[str], chosen: Int[np.ndarray, " m"]
+) -> Int[np.ndarray, " m"]:
+    known: dict[str, int] = {}
+    for index in chosen:
+        if words[index] not in known:
+            known[words[index]] = language_model.next_token(tokenizer, readout.prefixes[index], words[index])
+    return np.array([known[words[index]] for index in chosen])
+
+
+def _excluded(site: Mapping[str, Any], target: str, probe: str, reason: str, score: str = "flip") -> dict[str, Any]:
+    empty = {"score": score, "estimate": math.nan, "n_texts": 0, "n_groups": 0}
+    return {**site, "target": target, "probe": probe, **empty, "note": f"excluded: {reason}"}
+
+
+class _Feature:
+    """All rows of one steered feature."""
+
+    def __init__(
+        self,
+        target: str,
+        names: Sequence[str],
+        spec: Mapping[str, Any],
+        site: Mapping[str, Any],
+        samples: Mapping[str, Sample],
+        fitting: Sample,
+        detecting: Sample,
+        layers: Sequence[int],
+        x: Float[np.ndarray, "layers n d"],
+        held_out: Float[np.ndarray, "layers o d"],
+    ) -> None:
+        design = fitting.design
+        self.design, self.target, self.settings = design, target, spec["steering"]
+        self.readout = fitting.targets.index(target)
+        self.choosing, self.reporting, self.fitting = samples.get("choose"), samples["report"], fitting
+        self.site = {**site, "target": target}
+        self.layers = list(layers)
+        labels = designs.parity(design, target)
+        self.held_out_labels = labels[detecting.chosen]
+        features = {name: values[fitting.chosen] for name, values in design.factors.items()}
+        pairs = directions.minimal_pairs(design.items[fitting.chosen], features, target)
+        features.setdefault(target, labels[fitting.chosen])
+        self.material, self.made, self.projected, self.reasons = {}, {}, {}, {}
+        for place, layer in enumerate(self.layers):
+            material = directions.Material(
+                x=x[place],
+                target=target,
+                features=features,
+                pairs=pairs,
+                penalty=self.settings["penalty"],
+                seed=self.settings["seed"],
+                gradient=fitting.gradient(self.readout, layer, self.settings["gradient_texts"]),
+            )
+            self.material[layer] = material
+            for name in names:
+                try:
+                    self.made[name, layer] = directions.make(name, material)
+                except directions.Excluded as reason:
+                    self.reasons[name, layer] = str(reason)
+                    continue
+                self.projected[name, layer] = held_out[place] @ self.made[name, layer]
+        self.names = [name for name in names if any((name, layer) in self.made for layer in self.layers)]
+        items, carriers = (
+            None if units is None else units[self.reporting.chosen]
+            for units in statistics.inference_units(design, target)
+        )
+        strata = design.strata[self.reporting.chosen]
+        # A topic of which one couple was sampled has nothing to be resampled within.
+        alone = any(len(np.unique(items[strata == stratum])) < 2 for stratum in np.unique(strata))
+        inference = spec["statistics"]
+        self.confidence = inference["confidence"]
+        self.weights = statistics.two_way_weights(
+            items,
+            carriers,
+            inference["resamples"],
+            np.random.default_rng([self.settings["seed"], 1]),
+            None if alone else strata,
+        )
+        self.units = statistics.fewest_units(items, carriers)
+        self.clean = {half: self._undisturbed(sample) for half, sample in samples.items()}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Everything of this feature."""
+        for (name, layer), reason in self.reasons.items():
+            yield _excluded({**self.site, "layer": layer}, self.target, f"{name}:none", reason)
+        yield from self._detection()
+        if self.choosing is None or not self.names:
+            return
+        chosen, tried = self._choose()
+        yield from self._doses(chosen)
+        for position in self.settings["positions"]:
+            common = chosen.get(
+                ("diff_mean", position), next((s for (_, p), s in chosen.items() if p == position), None)
+            )
+            if common is not None and position != FRONT:
+                yield from self._compared(common, tried)
+                yield from self._nulls(common)
+        common = chosen.get(("diff_mean", ANSWER), next(iter(chosen.values())))
+        yield from self._scaled(common)
+        yield from self._read(common)
+        yield from self._texts(chosen)
+
+    def _undisturbed(self, sample: Sample) -> Float[np.ndarray, "R m"]:
+        still = [Move(np.zeros_like(next(iter(self.material.values())).x[0]), 0.0)]
+        return sample.outcome(self.readout, ALL, [self.layers[0]], still).log_odds[0]
+
+    def _moves(self, name: str, layer: int, coefficients: Sequence[float], position: str) -> list[Move]:
+        if position == FRONT:
+            along: np.ndarray | Affine = self._front(name, layer)
+        elif name == directions.LEACE:
+            along = directions.leace(self.material[layer])
+        else:
+            along = self.made[name, layer]
+        return [Move(along, coefficient) for coefficient in coefficients]
+
+    def _front(self, name: str, layer: int) -> Float[np.ndarray, "t d"]:
+        """ActAdd's vectors for the first tokens, as long in the mean as the difference of the class means."""
+        _, n, alignment = name.split("_")
+        pairs = directions.chosen_pairs(self.material[layer], int(n), alignment == "aligned")
+        length = self.fitting.shortest()
+        tokens = self.fitting.tokens(pairs.flatten().tolist(), layer, length)
+        vectors = directions.front(tokens.reshape(*pairs.shape, length, -1))
+        norm = np.sqrt((vectors**2).sum())
+        if norm == 0:
+            raise directions.Excluded("the pairs do not differ in their first tokens")
+        return vectors * np.linalg.norm(directions.mass_mean(self.material[layer])) / norm
+
+    def _flips(self, found: Outcome, sample: Sample, half: str) -> tuple[np.ndarray, np.ndarray]:
+        """Per text: the answer is the counterfactual one [D, m]; the answers to the others changed [D, R, m]."""
+        flip = (np.sign(found.log_odds[:, self.readout]) != sample.signs[self.readout]).astype(float)
+        changed = (np.sign(found.log_odds) != np.sign(self.clean[half])).astype(float)
+        changed[np.isnan(found.log_odds)] = np.nan
+        changed[:, self.readout] = np.nan
+        return flip, changed
+
+    def _choose(self) -> tuple[dict[tuple[str, str], Setting], dict[tuple[str, str, int], np.ndarray]]:
+        """The setting of every direction at every position, and the flips of every dose tried, on the first half."""
+        chosen, tried = {}, {}
+        doses = sorted(float(dose) for dose in self.settings["coefficients"])
+        for name, position in itertools.product(self.names, self.settings["positions"]):
+            if position == FRONT and not name.startswith("actadd"):
+                continue
+            settings, flips, off, nll = [], [], [], []
+            for layer in (layer for layer in self.layers if (name, layer) in self.made):
+                try:
+                    moves = self._moves(name, layer, doses, position)
+                except directions.Excluded as reason:
+                    progress.logger("steering").info("%s at layer %d, %s: %s", name, layer, position, reason)
+                    continue
+                found = self.choosing.outcome(self.readout, position, [layer], moves)
+                flip, changed = self._flips(found, self.choosing, "choose")
+                settings += [Setting(position, layer, dose) for dose in doses]
+                flips.append(flip.mean(axis=1))
+                off.append(_mean(changed, axis=2))
+                nll.append(_mean(found.delta_nll, axis=1))
+                tried[name, position, layer] = flips[-1]
+            if settings:
+                best, _ = choose(np.concatenate(flips), np.concatenate(off), np.concatenate(nll))
+                chosen[name, position] = settings[best]
+        return chosen, tried
+
+    def _ends(self, values: Float[np.ndarray, "k m"]) -> Iterator[dict[str, Any]]:
+        interval = statistics.bootstrap(values.T, self.weights, self.confidence, self.units)
+        for k in range(len(values)):
+            yield {
+                **{end: float(getattr(interval, end)[k]) for end in ("estimate", "lower", "upper")},
+                "n_texts": int((~np.isnan(values[k])).sum()),
+                "n_groups": self.units,
+            }
+
+    def _rows_of(
+        self, found: Outcome, labels: Sequence[str], where: Mapping[str, Any], notes: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """All scores of D moves at one site."""
+        here = {**self.site, **where}
+        flip, changed = self._flips(found, self.reporting, "report")
+        sign, clean = self.reporting.signs[self.readout], self.clean["report"][self.readout]
+        scores: dict[str, tuple[float, np.ndarray]] = {
+            "flip": (math.nan, flip),
+            "log_odds": (0.0, sign * (clean - found.log_odds[:, self.readout])),
+        }
+        for r, other in enumerate(self.reporting.targets):
+            if r != self.readout and not np.isnan(changed[:, r]).all():
+                scores[f"flip_on_{other}"] = (0.0, changed[:, r])
+        if len(scores) > 2:
+            scores["off_target"] = (0.0, _mean(changed, axis=1))
+        if self.reporting.neutral:
+            yield from self._of_neutral(found, labels, here, notes)
+        elif not np.isnan(found.delta_nll).all():
+            scores |= {"delta_nll": (0.0, found.delta_nll), "divergence": (0.0, found.divergence)}
+        for score, (level, values) in scores.items():
+            for label, note, ends in zip(labels, notes, self._ends(values), strict=True):
+                yield {**here, "probe": label, "score": score, "level": level, **ends, "note": note}
+
+    def _of_neutral(
+        self, found: Outcome, labels: Sequence[str], here: Mapping[str, Any], notes: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Neutral strings are independent of the design's units: a t-interval over strings."""
+        for score, values in (("delta_nll", found.delta_nll), ("divergence", found.divergence)):
+            interval = statistics.t_interval(values.T, self.confidence) if values.shape[1] > 1 else None
+            for k, (label, note) in enumerate(zip(labels, notes, strict=True)):
+                ends = {"estimate": float(values[k].mean())}
+                if interval is not None:
+                    ends |= {"lower": float(interval.lower[k]), "upper": float(interval.upper[k])}
+                count = {"n_texts": values.shape[1], "n_groups": values.shape[1]}
+                yield {**here, "probe": label, "score": score, "level": 0.0, **ends, **count, "note": note}
+
+    def _detection(self) -> Iterator[dict[str, Any]]:
+        """AUROC of every direction, and its effect at coefficient 1, at the feature's own token of every layer."""
+        gap = np.abs(self.reporting.signs[self.readout] @ self.clean["report"][self.readout]) / len(
+            self.reporting.chosen
+        )
+        for layer in self.layers:
+            names = [name for name in dict.fromkeys(n for n, _ in self.made) if (name, layer) in self.made]
+            if not names:
+                continue
+            moves = [self._moves(name, layer, [1.0], ANSWER)[0] for name in names]
+            found = self.reporting.outcome(self.readout, ANSWER, [layer], moves)
+            sign, clean = self.reporting.signs[self.readout], self.clean["report"][self.readout]
+            effect = sign * (clean - found.log_odds[:, self.readout]) / (2 * gap)
+            where = {**self.site, "position": ANSWER, "layer": layer}
+            for name, ends in zip(names, self._ends(effect), strict=True):
+                detected = _auroc(self.projected[name, layer], self.held_out_labels)
+                row = {**where, "probe": f"{name}:detect"}
+                yield {**row, "score": "effect", "level": 0.0, **ends}
+                count = {"n_texts": len(self.held_out_labels), "n_groups": self.units}
+                yield {**row, "score": "auroc", "level": 0.5, "estimate": detected, **count}
+
+    def _doses(self, chosen: Mapping[tuple[str, str], Setting]) -> Iterator[dict[str, Any]]:
+        """Dose response of every direction at its own layer for each position, and the setting that was chosen."""
+        doses = sorted(float(dose) for dose in self.settings["coefficients"])
+        accuracy = float((np.sign(self.clean["report"][self.readout]) == self.reporting.signs[self.readout]).mean())
+        undisturbed = f"undisturbed, {1 - accuracy:.3f} say the counterfactual"
+        for (name, _), setting in chosen.items():
+            moves = self._moves(name, setting.layer, doses, setting.position)
+            found = self.reporting.outcome(self.readout, setting.position, [setting.layer], moves)
+            where = {"position": setting.position, "layer": setting.layer}
+            labels = [f"{name}:{dose:g}" for dose in doses]
+            rows = list(self._rows_of(found, labels, where, [undisturbed] * len(doses)))
+            yield from rows
+            picked = [row for row in rows if row["probe"] == f"{name}:{setting.coefficient:g}"]
+            for row in picked:
+                yield {**row, "probe": f"{name}:chosen", "note": f"coefficient {setting.coefficient:g}; {undisturbed}"}
+            flips = [row["estimate"] for row in rows if row["score"] == "flip"]
+            if max(flips) < REACHED:
+                site = {**self.site, **where}
+                reason = f"no coefficient up to {doses[-1]:g} flips {REACHED:.0%} (at most {max(flips):.3f})"
+                yield _excluded(site, self.target, f"{name}:reach", reason)
+            measured = {row["score"] for row in picked}
+            for other in self.reporting.targets:
+                if other != self.target and f"flip_on_{other}" not in measured:
+                    site = {**self.site, **where}
+                    reason = "its answer comes before the first steered token"
+                    yield _excluded(site, self.target, f"{name}:chosen", reason, f"flip_on_{other}")
+            if "delta_nll" not in measured:
+                reason = "no neutral token after the first steered one"
+                yield _excluded({**self.site, **where}, self.target, f"{name}:chosen", reason, "delta_nll")
+
+    def _compared(
+        self, common: Setting, tried: Mapping[tuple[str, str, int], Float[np.ndarray, " doses"]]
+    ) -> Iterator[dict[str, Any]]:
+        """All directions at one site: at equal norm, and at the smallest dose that flips enough; paired differences."""
+        where = {"position": common.position, "layer": common.layer}
+        doses = sorted(float(dose) for dose in self.settings["coefficients"])
+        disturbed: dict[tuple[str, str], np.ndarray] = {}
+        for name in self.names:
+            if (name, common.layer) not in self.made or (name, common.position, common.layer) not in tried:
+                continue
+            enough = np.flatnonzero(tried[name, common.position, common.layer] >= REACHED)
+            settled = {"equal": 1.0}
+            if len(enough):
+                settled["matched"] = doses[enough[0]]
+            else:
+                reason = f"no coefficient up to {doses[-1]:g} flips {REACHED:.0%} of the first half here"
+                yield _excluded({**self.site, **where}, self.target, f"{name}:matched", reason)
+            moves = self._moves(name, common.layer, list(settled.values()), common.position)
+            found = self.reporting.outcome(self.readout, common.position, [common.layer], moves)
+            labels = [f"{name}:{kind}" for kind in settled]
+            notes = [f"coefficient {dose:g}" for dose in settled.values()]
+            yield from self._rows_of(found, labels, where, notes)
+            _, changed = self._flips(found, self.reporting, "report")
+            for kind, values in zip(settled, _mean(changed, axis=1), strict=True):
+                disturbed[name, kind] = values
+        for one, other in COMPARED:
+            for kind in ("equal", "matched"):
+                pair = [disturbed.get((name, kind)) for name in (one, other)]
+                if any(values is None or np.isnan(values).all() for values in pair):
+                    continue
+                (ends,) = self._ends((pair[0] - pair[1])[None])
+                row = {**self.site, **where, "probe": f"{one}-{other}:{kind}", "score": "off_target", "level": 0.0}
+                yield {**row, **ends, "note": "paired difference of off-target flips"}
+
+    def _nulls(self, common: Setting) -> Iterator[dict[str, Any]]:
+        """Directions that mean something else, at equal norm; their bands; and who lies outside."""
+        n, rng = self.settings["nulls"], np.random.default_rng([self.settings["seed"], common.layer, self.readout])
+        try:
+            labellings = label_controls.dichotomy_labels(self.design, self.target, n, rng)[self.fitting.chosen]
+        except UserError as reason:
+            progress.logger("steering").warning("%s: no dichotomy directions: %s", self.target, reason)
+            labellings = np.zeros((len(self.fitting.chosen), 0), dtype=bool)
+        x = np.zeros((len(self.design.texts), self.material[common.layer].x.shape[1]))
+        x[self.fitting.chosen] = self.material[common.layer].x
+        spread = np.zeros((len(x), labellings.shape[1]), dtype=bool)
+        spread[self.fitting.chosen] = labellings
+        drawn = coordinate_swaps.directions(x, self.design, self.fitting.chosen, self.target, spread, n, rng, n)
+        where = {"position": common.position, "layer": common.layer}
+        sign, clean = self.reporting.signs[self.readout], self.clean["report"][self.readout]
+
+        def effect(moves: Sequence[Move]) -> Float[np.ndarray, "k m"]:
+            found = self.reporting.outcome(self.readout, common.position, [common.layer], moves)
+            return sign * (clean - found.log_odds[:, self.readout])
+
+        names = [name for name in self.names if (name, common.layer) in self.made]
+        own = effect(
+            [self._moves(name, common.layer, [1.0], common.position)[0] for name in names]
+            if common.position != FRONT
+            else []
+        )
+        for kind, vectors in {**drawn.nulls, **drawn.beside}.items():
+            if kind not in NULLS:
+                continue
+            values = effect([Move(vector, 1.0) for vector in vectors])
+            here = {**self.site, **where, "control": NULLS[kind], "score": "log_odds", "level": 0.0}
+            for k, ends in enumerate(self._ends(values)):
+                yield {**here, "probe": "null:equal", "seed": k, **ends}
+            if len(values) < 39:
+                reason = f"{len(values)} null directions of this kind; a band needs 39"
+                yield _excluded(
+                    {**self.site, **where, "control": NULLS[kind]}, self.target, "band:equal", reason, "log_odds"
+                )
+                continue
+            lower, upper = band(values.mean(axis=1), self.confidence)
+            outside = [name for name, moved in zip(names, own.mean(axis=1), strict=True) if not lower <= moved <= upper]
+            count = {"n_texts": values.shape[1], "n_groups": len(values)}
+            middle = float(np.median(values.mean(axis=1)))
+            note = f"outside the band: {', '.join(outside) or 'none'}"
+            yield {
+                **here,
+                "probe": "band:equal",
+                "estimate": middle,
+                "lower": lower,
+                "upper": upper,
+                **count,
+                "note": note,
+            }
+
+    def _scaled(self, common: Setting) -> Iterator[dict[str, Any]]:
+        """Geometry of Truth's normalised indirect effects of the logistic probe and of mass-mean."""
+        material = self.material[common.layer]
+        gap = directions.mass_mean(material)
+        moves = []
+        for name in ("logistic", "mass_mean"):
+            try:
+                vector = directions.make(name, material)
+            except directions.Excluded as reason:
+                site = {**self.site, "position": ANSWER, "layer": common.layer}
+                yield _excluded(site, self.target, f"{name}:got", str(reason), "nie_false_true")
+                return
+            unit = vector / np.linalg.norm(vector)
+            moves.append(Move(unit * (gap @ unit), 1.0))
+        layers = [layer for layer in self.layers if layer <= common.layer]
+        found = self.reporting.outcome(self.readout, ANSWER, layers, moves).probability[:, self.readout]
+        still = [Move(0 * gap, 0.0)]
+        clean = self.reporting.outcome(self.readout, ANSWER, layers[:1], still).probability[0, self.readout]
+        true = self.reporting.signs[self.readout] > 0
+        whole = clean[true].mean() - clean[~true].mean()
+        where = {**self.site, "position": ANSWER, "layer": common.layer}
+        for score, side, towards in (("nie_false_true", ~true, 1.0), ("nie_true_false", true, -1.0)):
+            values = np.where(side, towards * (found - clean) / whole, np.nan)
+            values = np.concatenate([values, values[1:] - values[:1]])
+            labels = ("logistic:got", "mass_mean:got", "mass_mean-logistic:got")
+            for label, ends in zip(labels, self._ends(values), strict=True):
+                note = f"layers {layers[0]} to {layers[-1]}; gap of the probabilities {whole:.3f}"
+                yield {**where, "probe": label, "score": score, "level": 0.0, **ends, "note": note}
+
+    def _read(self, common: Setting) -> Iterator[dict[str, Any]]:
+        """Share of each direction in what the rest of the network reads, beside random directions."""
+        top = self.settings["jacobian"]
+        if not top:
+            return
+        jacobian = self.fitting.jacobian(self.readout, common.layer, JACOBIAN_TEXTS)
+        basis = np.linalg.svd(jacobian)[2][:top]
+        rng = np.random.default_rng([self.settings["seed"], 2])
+        where = {**self.site, "position": ANSWER, "layer": common.layer, "score": "jacobian_share"}
+        where |= {"level": len(basis) / jacobian.shape[1], "n_texts": JACOBIAN_TEXTS, "n_groups": 1}
+        for name in self.names:
+            if (name, common.layer) in self.made:
+                yield {**where, "probe": f"{name}:read", "estimate": _share(self.made[name, common.layer], basis)}
+        draws = [_share(vector, basis) for vector in rng.standard_normal((1000, jacobian.shape[1]))]
+        lower, upper = (float(end) for end in np.percentile(draws, [2.5, 97.5]))
+        ends = {"estimate": float(np.mean(draws)), "lower": lower, "upper": upper}
+        yield {**where, "probe": "null:read", "control": "isotropic", **ends}
+
+    def _texts(self, chosen: Mapping[tuple[str, str], Setting]) -> Iterator[dict[str, Any]]:
+        """What is generated before and after, and how much it repeats itself."""
+        whole = [key for key in chosen if key[1] != FRONT and key[0] != directions.LEACE]
+        if not whole:
+            return
+        name, position = min(whole, key=lambda key: (key[0] != "diff_mean", key[1] != ANSWER))
+        setting = chosen[name, position]
+        vector = torch.as_tensor(self.made[name, setting.layer] * setting.coefficient, dtype=torch.float32)
+        model, tokenizer = self.fitting.model, self.fitting.tokenizer
+        done = 0
+        for group in self.reporting.groups:
+            if self.readout not in dict(group.asked):
+                continue
+            for row in range(min(len(group.ids), self.settings["gallery"] - done)):
+                site, text = group.sites[self.readout], int(group.texts[row])
+                ids = group.ids[row : row + 1, : dict(group.asked)[self.readout] + 1]
+                places = _places(group, site, setting.position, [])
+                sign = float(self.reporting.signs[self.readout][text])
+                n = min(self.settings["generated"], model.config.max_position_embeddings - ids.shape[1])
+                before = interventions.generate(model, ids, n)[0].tolist()
+                edits = {setting.layer: interventions.add(-sign * vector.to(model.device))}
+                after = interventions.generate_checked(model, ids, n, edits, places)[0].tolist()
+                words = [tokenizer.decode(tokens) for tokens in (ids[0].tolist(), before, after)]
+                here = {**self.site, "position": setting.position, "layer": setting.layer, "seed": done}
+                here |= {"score": "repetition", "level": math.nan, "n_texts": 1, "n_groups": 1}
+                yield {
+                    **here,
+                    "probe": "none:generated",
+                    "estimate": repetition(before),
+                    "note": f"{words[0]} | {words[1]}",
+                }
+                yield {
+                    **here,
+                    "probe": f"{name}:generated",
+                    "estimate": repetition(after),
+                    "note": f"{words[0]} | {words[2]}",
+                }
+                done += 1
+
+
+def layers_of(requested: str | Sequence[int], n_blocks: int) -> list[int]:
+    """`inner` is every layer between the embedding and the last block's output; otherwise the layers listed."""
+    if requested == "inner":
+        return list(range(1, n_blocks)) or [n_blocks]
+    for layer in requested:
+        if not 0 <= layer <= n_blocks:
+            raise UserError(f"steering.layers: there is no layer {layer}; there are 0 to {n_blocks}")
+    return sorted(requested)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known, values, 0).sum(axis=axis) / np.where(known.any(axis=axis), known.sum(axis=axis), np.nan)
+
+
+def _share(vector: Float[np.ndarray, " d"], basis: Float[np.ndarray, "k d"]) -> float:
+    return float(((basis @ vector) ** 2).sum() / (vector @ vector))
+
+
+def _auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
+    ranks, positive = _ranks(scores), labels.sum()
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
+
+
+def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """From 1; equal values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Spearman's, NaN where one of the two does not vary."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
