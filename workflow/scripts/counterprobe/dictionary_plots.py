@@ -16,7 +16,6 @@ from counterprobe.dictionary_table import BASES, RANDOM, TRAINED
 
 NAMES = {
     "sae": "SAE",
-    "pretrained": "SAE (published)",
     "frozen_decoder": "SAE, decoder frozen",
     "ica": "ICA",
     "pca": "PCA",
@@ -136,8 +135,7 @@ def disturbed(table: pd.DataFrame, model: str, design: designs.Design) -> pd.Dat
     """What the network says with an SAE's reconstructions, their controls, and moves at one token."""
     rows = shown(table, model, design)
     scores = ("kl", "kl_ratio", "response", "magnitude_ratio", "above_random", "jitter_ratio")
-    trained = "pretrained" if (rows.dictionary == "pretrained").any() else "sae"
-    return rows[(rows.dictionary == trained) & (rows.inputs == "design") & rows.score.isin(scores)]
+    return rows[(rows.dictionary == "sae") & (rows.inputs == "design") & rows.score.isin(scores)]
 
 
 def draw_disturbed(rows: pd.DataFrame) -> Figure:

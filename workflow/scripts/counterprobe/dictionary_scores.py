@@ -434,7 +434,7 @@ def moved(
 
     size = {"n_tokens": len(at.x), "n_groups": weights.shape[1]}
     for dictionary in those:
-        if dictionary.name not in ("sae", RANDOM, "pretrained") or dictionary.seed:
+        if dictionary.name not in ("sae", RANDOM) or dictionary.seed:
             continue
         live = torch.nonzero((dictionary.encode(at.x) > 0).any(0) | (dictionary.encode(others) > 0).any(0))[:, 0].cpu()
         if not len(live):
