@@ -51,6 +51,8 @@ MOVED = {
     "decoder": ("dictionary rows", plots.VERMILION, "v"),
     "isotropic": ("isotropic", plots.BLACK, "x"),
 }
+# A range from which an axis is logarithmic.
+DECADE = 10
 # Where the two baselines are drawn; colours of their own, since they are in every panel.
 BASELINES = {
     "random_dictionary": ("random dictionary", plots.ORANGE, "|"),
@@ -168,7 +170,9 @@ def draw_disturbed(rows: pd.DataFrame) -> Figure:
         if len(level):
             axis.axvline(level.iloc[0], color=plots.BLACK, linewidth=0.6)
         axis.set_title(title, fontsize=9)
-    axes[2].set_xscale("log")
+    ratios = rows[rows.score == "magnitude_ratio"].estimate
+    if len(ratios) and ratios.max() > DECADE * ratios.min():
+        axes[2].set_xscale("log")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, -0.08))
     sns.despine(figure)
