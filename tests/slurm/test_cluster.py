@@ -79,7 +79,9 @@ def test_small_jobs_share_an_allocation_and_logs_are_where_a_person_looks(experi
     folder, _, second, _ = experiment
     logs = [next(folder.glob(f"logs/slurm/*/**/{number}.log")) for number in second.submitted]
     kinds = Counter(log.relative_to(folder / "logs" / "slurm").parts[0] for log in logs)
-    assert kinds["group_tables_gather_audit_gather_behaviour_gather_health_gather_probes"] == 1
+    # The claims read every table, so all of them are one group; Snakemake names a group by its first rules.
+    of_tables = {kind: number for kind, number in kinds.items() if kind.startswith("group_tables_gather")}
+    assert sum(of_tables.values()) == 1, of_tables
     assert kinds["group_figures_draw_ladder_draw_layers_by_step_draw_leak_draw_needed"] == 1
     assert kinds["group_health_measure_health"] == 1
     assert 0 < kinds["group_units_extract_activations_train_probes"] <= 5
