@@ -146,6 +146,7 @@ MODULES = {
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
     "interference": {"measure_interference", "attribute_neurons", "read_layers"},
     "embedding": {"measure_embedding"},
+    "embedding_codes": {"measure_embedding"},
     "neuron_sources": {"attribute_neurons", "read_layers"},
     "sparse_neurons": {"probe_neurons"},
     "layerwise": {"read_layers"},
