@@ -132,7 +132,7 @@ MODULES = {
     "probes": PROBING | ON_NEURONS | {"measure_geometry", "ablate_components", "steer_features"},
     "statistics": {"audit_design", "probe_planted"},
     "probe_grid": PROBING | ON_NEURONS | {"measure_geometry", "ablate_components"},
-    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features", "steer_features"},
+    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features", *ON_NEURONS},
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features", "steer_features"},

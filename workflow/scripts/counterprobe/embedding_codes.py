@@ -13,9 +13,10 @@ principal component analysis could use, and no directions of its own. As many at
 (`bound`: L. Mendel's trivial dictionary, claim C37), so m has to lie far below the vocabulary. Claim C36: "noise", if the
 FVU at fixed k and m halves from the first to the last revision and ends below the matched Gaussian's; else structure.
 
-Pitfalls: dictionaries are fitted and scored on the same rows: an FVU means something beside its nulls only. Intervals are over
-tokens with the dictionary as found (linearised ratio). Alternating searches end in local minima, which differ by a factor of
-three: the best of `starts` is kept, of equally many for every matrix.
+Pitfalls: the matched Gaussian draws frequent tokens like all others, and where frequency weighs they are few. Dictionaries are
+fitted and scored on the same rows: an FVU means something beside its nulls only. Intervals are over tokens with the dictionary
+as found (linearised ratio). Alternating searches end in local minima, which differ by a factor of three: the best of `starts`
+is kept, of equally many for every matrix.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,7 +86,9 @@ def learn(
         chosen, coefficients = pursue(x, atoms, k)
         codes = torch.zeros(len(x), m, dtype=x.dtype, device=x.device).scatter_add(1, chosen, coefficients)
         used = (root * codes).norm(dim=0) > UNUSED
-        solved = torch.linalg.lstsq(root * codes[:, used], root * x, driver="gelsd").solution
+        weighed = root * codes[:, used]
+        # Normal equations, of the atoms' number and not the vocabulary's; least-norm, for atoms may always fire together.
+        solved = torch.linalg.lstsq(weighed.T @ weighed, weighed.T @ (root * x), driver="gelsd").solution
         atoms = atoms.clone()
         atoms[used] = _unit(solved)
         missed = (root * (x - codes[:, used] @ solved)).square().sum(dim=1)

@@ -110,7 +110,8 @@ def _code_panel(axis: Axes, codes: pd.DataFrame, revisions: list[str]) -> None:
         name = revision.replace("step", "step ") if step0 else text
         axis.plot(range(len(ks)), mean, color=colour, marker=marker, markersize=5, linewidth=1.1, label=name)
     axis.set_xticks(range(len(ks)), [f"{k:.0f}" for k in ks])
-    axis.set(xlabel="atoms of a row, k", ylabel="variance not explained (FVU)", ylim=(0, 1.03))
+    axis.set(xlabel="atoms of a row, k", ylabel="variance not explained (FVU)")
+    axis.set_ylim(bottom=0)
     axis.set_title(
         f"sparse codes, {codes.m.max():.0f} atoms" if len(codes) else "too few tokens for a code", fontsize=9
     )
