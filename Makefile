@@ -21,19 +21,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
 SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
+REPORT = "$(BIN)/snakemake" all write_report $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
 INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
+INSTALL_BROWSER = "$(BIN)/python" tests/workflow/browser.py install
 EXTRA := slow or cluster or browser
 EXPERIMENT = $(shell sed -n 's/^experiment:[[:space:]]*\([A-Za-z0-9._-]*\).*/\1/p' "$(if $(CONFIG),$(CONFIG),config.yaml)")
 
 .DEFAULT_GOAL := help
-.PHONY: help figures quick cost report snakemake-report test test-slow test-slurm lint clean environment
+.PHONY: help figures quick cost report snakemake-report readme test test-slow test-slurm lint clean environment
 
 help:
 	@echo "make figures      run the default experiment and draw its figures (CONFIG=, CORES=, ARGS=)"
-	@echo "make quick        the same on a tiny experiment, in minutes"
+	@echo "make quick        the same on a tiny experiment with its report, in minutes"
 	@echo "make cost         what it will take, before a byte is downloaded: jobs, time, memory, disk (CONFIG=)"
-	@echo "make report       one HTML file with figures, tables and where they come from"
+	@echo "make report       one HTML file: verdicts on claims, figures, audits, cost, and where it all comes from"
+	@echo "make snakemake-report   Snakemake's own report: the graph, times and figures"
+	@echo "make readme       put the verdicts of the default run into README.md"
 	@echo "make test         the tests (PYTEST_ARGS=)"
 	@echo "make test-slow    the tests that kill jobs, need SLURM, or take long"
 	@echo "make test-slurm   the tests on a SLURM cluster of this one machine (root; installs Debian's packages)"
@@ -45,24 +49,31 @@ figures: environment
 
 quick: CONFIG = config/smoke.yaml
 quick: environment
-	@$(SNAKEMAKE)
+	@$(REPORT)
 
 # Not $(SNAKEMAKE), whose last options would take the target for one more value of theirs.
 cost: environment
 	@"$(BIN)/snakemake" cost $(ARGS) --cores 1 --quiet host progress reason rules $(OVERLAY)
 
-report: figures
-	@$(SNAKEMAKE) --report "results/$(EXPERIMENT)/report.html"
+report: environment
+	@$(REPORT)
 	@echo "results/$(EXPERIMENT)/report.html"
 
-snakemake-report: report
+snakemake-report: figures
+	@$(SNAKEMAKE) --report "results/$(EXPERIMENT)/snakemake-report.html"
+	@echo "results/$(EXPERIMENT)/snakemake-report.html"
+
+readme: environment
+	@"$(BIN)/snakemake" render_readme $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 
 test: environment
 	@$(PYTEST) -m "not ($(EXTRA))"
 
-# pytest's exit status 5 means that no test was selected. Where SLURM cannot be installed, its tests say why they skip.
+# pytest's exit status 5 means that no test was selected. Where SLURM or a browser cannot be installed, its tests say why
+# they skip.
 test-slow: environment
 	@$(INSTALL_SLURM) || true
+	@$(INSTALL_BROWSER) || true
 	@$(PYTEST) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
 
 test-slurm: environment

@@ -54,15 +54,18 @@ include: "workflow/rules/steering.smk"
 include: "workflow/rules/neurons.smk"
 include: "workflow/rules/verdicts.smk"
 include: "workflow/rules/superposition.smk"
+include: "workflow/rules/dictionaries.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/cost.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
     default_target: True
     input:
-        collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES),
+        collect("<results>/tables/{table}.parquet", table=TABLES + TOY_TABLES + CLAIM_TABLES),
         collect("<results>/figures/{figure}.{format}", figure=FIGURES, format=FORMATS),
         collect("<results>/figures/superposition/{toy}.{format}", toy=TOYS, format=FORMATS),
 

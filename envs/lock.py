@@ -58,6 +58,8 @@ ENVIRONMENTS = {
     "plots": (
         "ipykernel",
         "jaxtyping",
+        "jinja2",
+        "jsonschema",
         "matplotlib",
         "nbconvert",
         "numpy",
@@ -65,6 +67,7 @@ ENVIRONMENTS = {
         "papermill",
         "pyarrow",
         "pygments",
+        "pyyaml",
         "scipy",
         "seaborn",
         "threadpoolctl",

@@ -80,6 +80,15 @@ def checkpoints_of(wildcards):
     ]
 
 
+def dictionaries_beside_each_other(wildcards):
+    """The dictionaries of one model at one revision: of trained weights, then of every rung they are held against."""
+    return collect(
+        "<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json",
+        weights=[plan.TRAINED, *config["dictionaries"]["rungs"]],
+        allow_missing=True,
+    )
+
+
 def texts_of(wildcards):
     """The tracked tables a generated design draws from, or the user's own files."""
     design = config["designs"][wildcards.design]
@@ -141,3 +150,40 @@ def what_is_steered(wildcards):
         "designs.{design}.protocols",
         "designs.{design}.unreadable",
     )(wildcards)
+
+
+def subject():
+    """What the ledger of claims is about: the first model of the run at its last controlled revision, on its first design."""
+    model = config["run"]["models"][0]
+    read = plan.designs_of(config, model)
+    whole = [name for name in read if name not in config["run"]["last_only"]] or read
+    return {
+        "model": model,
+        "revision": plan.control_revisions(config, model)[-1],
+        "design": whole[0],
+        "published": next((name for name in read if name in plan.published_designs(config)), ""),
+    }
+
+
+def what_is_claimed(wildcards):
+    """The subject, and what its targets and its protocol are known from."""
+    found = subject()
+    about = {key: value for key, value in found.items() if key != "design"}
+    return specs.canonical(
+        {
+            "subject": {
+                **about,
+                "protocols": config["designs"][found["design"]]["protocols"],
+                "position": config["activations"]["primary_position"],
+                "bos": config["activations"]["primary_bos"],
+                "n_folds": config["probes"]["outer_folds"],
+                "seed": config["probes"]["seed"],
+            }
+        }
+    )
+
+
+def what_is_reported(wildcards):
+    """The whole configuration, and the overlays that a command has to name to make it again."""
+    overlays = [os.path.relpath(path) for path in workflow.configfiles]
+    return specs.canonical({"config": config, "overlays": [path for path in overlays if path != "config.yaml"]})

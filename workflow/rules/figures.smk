@@ -1,11 +1,6 @@
 """Figures, drawn by notebooks from tables and from nothing else: PDF, PNG and the rows behind each as CSV."""
 
-FIGURES = (
-    *plan.figures(config),
-    *plan.mechanism_figures(config),
-    *plan.steering_figures(config),
-    *plan.neuron_figures(config),
-)
+FIGURES = plan.figures(config)
 FORMATS = ("pdf", "png", "csv")
 
 

@@ -2,9 +2,7 @@
 
 TABLES = (
     *("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", "use", "verdicts"),
-    *plan.mechanism_tables(config),
-    *plan.steering_tables(config),
-    *plan.neuron_tables(config),
+    *plan.optional_tables(config),
     *(("revisions",) if HUB_MODELS else ()),
 )
 

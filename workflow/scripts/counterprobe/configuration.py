@@ -362,7 +362,12 @@ def _yaml_advice(value: Any, wanted: str | Sequence[str]) -> str:
 def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
     """What the schema cannot say; `config` is complete and has the schema's shape."""
     run = config["run"]
-    for selection, section in (("models", "models"), ("designs", "designs"), ("last_only", "designs")):
+    for selection, section in (
+        ("models", "models"),
+        ("dictionaries", "models"),
+        ("designs", "designs"),
+        ("last_only", "designs"),
+    ):
         defined = config[section]
         for index, name in enumerate(run[selection]):
             if name not in defined:

@@ -41,6 +41,8 @@ GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36
 STEERED, DETECTED = 105.0, 9.0
 EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.6, 5.0, 28.0, 6.0, 6.0
 BLOCKS = 12 * 4 * 128**2
+# Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
+DICTIONARY_STEP, DICTIONARY_SCORES = 0.04, 20.0
 # Features that are swapped, and tokens from the site to the last answer.
 SWAPPED, TOKENS_AFTER = 6, 12
 TOKENS_OF_TEXT = 20
@@ -273,23 +275,14 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
     yield "gather_health", TABLES, MEMORY_TABLES, 20e3, 0
     yield "gather_probes", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 70e3 * cells, 0
     yield "gather_geometry", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 50e3 * cells, 0
-    for table in (
-        *("capacity", "use"),
-        *plan.mechanism_tables(config),
-        *plan.steering_tables(config),
-        *plan.neuron_tables(config),
-    ):
+    for table in ("capacity", "use", *plan.optional_tables(config)):
         yield f"gather_{table}", TABLES, MEMORY_TABLES, 50e3, 0
     if plan.models_from(config, "hub"):
         yield "gather_revisions", TABLES, MEMORY_TABLES, 20e3, 0
     yield "summarise_training", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
     yield "judge_targets", TABLES + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 20e3, 0
-    for figure in (
-        *plan.figures(config),
-        *plan.mechanism_figures(config),
-        *plan.steering_figures(config),
-        *plan.neuron_figures(config),
-    ):
+    yield "judge_claims", TORCH + 0.1 * cells, MEMORY_TABLES + 12e6 * cells, 40e3, 0
+    for figure in plan.figures(config):
         yield f"draw_{figure.rpartition('/')[2]}", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
     for _ in config["run"]["toys"]:
         yield "draw_superposition", NOTEBOOK, MEMORY_NOTEBOOK, FIGURE, 0
@@ -338,6 +331,25 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
             60e3,
             0,
         )
+
+    settings = config["dictionaries"]
+    for unit in plan.dictionary_units(config):
+        model, size, _, memory = sized(unit)
+        layers = _layers_of_dictionaries(settings, model)
+        learned = sum(settings["sizes"]) * model.width * len(settings["k"]) * (settings["seeds"] + 1)
+        work = DICTIONARY_STEP * settings["steps"] * settings["batch"] / 1024 * learned * model.width / (1536 * 128)
+        disk = 8 * learned * model.width * layers
+        yield "train_dictionaries", MODEL + work * layers * len(settings["inputs"]), memory, disk, 0
+        if unit.weights == plan.TRAINED:
+            kinds = 1 + len(settings["rungs"])
+            seconds = DICTIONARY_SCORES * kinds * layers * max(1, model.blocks / BLOCKS) * settings["items"] / 12
+            yield "measure_dictionaries", MODEL + seconds, memory, 300e3, 0
+
+
+def _layers_of_dictionaries(settings: Mapping[str, Any], model: Shape) -> int:
+    if isinstance(settings["layers"], str):
+        return 1 if settings["layers"] == "middle" else model.layers + 1
+    return len(settings["layers"])
 
 
 def _doses(config: Mapping[str, Any]) -> float:

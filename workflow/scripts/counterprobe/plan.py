@@ -110,8 +110,8 @@ def published_designs(config: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in config["run"]["designs"] if "published" in config["designs"][name]["protocols"])
 
 
-def figures(config: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of an experiment: one of all verdicts, and others as model/design/name."""
+def probe_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One of all verdicts, and those of probes and geometry as model/design/name."""
     yield "verdicts"
     answering = {unit.design for unit in answering_units(config)}
     for model in config["run"]["models"]:
@@ -223,3 +223,41 @@ def neuron_figures(config: Mapping[str, Any]) -> Iterator[str]:
     for model, design in sorted({(unit.model, unit.design) for unit in neuron_units(config)}):
         yield f"{model}/{design}/neurons"
         yield f"{model}/{design}/layers"
+
+
+# --- dictionaries -------------------------------------------------------------------------------------------
+
+
+def dictionary_units(config: Mapping[str, Any]) -> Iterator[Unit]:
+    """The controlled cells of the models that get dictionaries, and the same cells under `dictionaries.rungs`."""
+    for unit in controlled_units(config):
+        if unit.model in config["run"]["dictionaries"]:
+            for weights in (TRAINED, *config["dictionaries"]["rungs"]):
+                yield replace(unit, weights=weights)
+
+
+def dictionary_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """None where no model gets dictionaries."""
+    return ("dictionaries",) if any(dictionary_units(config)) else ()
+
+
+def dictionary_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """Two for every model and design that has dictionaries."""
+    for model, design in sorted({(unit.model, unit.design) for unit in dictionary_units(config)}):
+        yield f"{model}/{design}/dictionaries"
+        yield f"{model}/{design}/perturbations"
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+
+def optional_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables that `run` can leave out."""
+    kinds = (mechanism_tables, steering_tables, neuron_tables, dictionary_tables)
+    return tuple(name for kind in kinds for name in kind(config))
+
+
+def figures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The figures of an experiment, but for those of the toys."""
+    kinds = (probe_figures, mechanism_figures, steering_figures, neuron_figures, dictionary_figures)
+    return tuple(name for kind in kinds for name in kind(config))

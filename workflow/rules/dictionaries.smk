@@ -1,0 +1,171 @@
+"""Dictionaries of activations, what they are worth beside random ones, and how the network answers to their directions."""
+
+
+rule train_dictionaries:
+    input:
+        checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
+        design="<results>/designs/{design}.parquet",
+        audit="<results>/audits/{design}.parquet",
+    output:
+        dictionaries="<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json",
+    log:
+        "<results>/logs/train_dictionaries/{model}/{revision}/{weights}/{design}.log",
+    benchmark:
+        "<results>/benchmarks/train_dictionaries/{model}/{revision}/{weights}/{design}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
+    params:
+        spec=spec(
+            "dictionaries.layers",
+            "dictionaries.inputs",
+            "dictionaries.sizes",
+            "dictionaries.k",
+            "dictionaries.seeds",
+            "dictionaries.steps",
+            "dictionaries.batch",
+            "dictionaries.learning_rate",
+            "dictionaries.ica_iterations",
+            "dictionaries.held_out",
+            "dictionaries.first_token",
+            "dictionaries.seed",
+            "activations.primary_bos",
+            "activations.token_budget",
+            "designs.{design}.unreadable",
+        ),
+        code=code("train_dictionaries.py"),
+    script:
+        "../scripts/train_dictionaries.py"
+
+
+rule measure_dictionaries:
+    input:
+        checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
+        design="<results>/designs/{design}.parquet",
+        dictionaries=dictionaries_beside_each_other,
+    output:
+        scores="<results>/dictionary_scores/{model}/{revision}/{design}.parquet",
+    log:
+        "<results>/logs/measure_dictionaries/{model}/{revision}/{design}.log",
+    benchmark:
+        "<results>/benchmarks/measure_dictionaries/{model}/{revision}/{design}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("reading"),
+        runtime=minutes("reading"),
+    params:
+        spec=spec(
+            "dictionaries.held_out",
+            "dictionaries.first_token",
+            "dictionaries.seed",
+            "dictionaries.items",
+            "dictionaries.sparse_probes",
+            "dictionaries.sites",
+            "dictionaries.directions",
+            "dictionaries.distances",
+            "dictionaries.draws",
+            "dictionaries.jitter",
+            "probes.outer_folds",
+            "probes.seed",
+            "statistics",
+            "activations.primary_position",
+            "activations.primary_bos",
+            "activations.token_budget",
+            "designs.{design}.protocols",
+            "designs.{design}.unreadable",
+        ),
+        code=code("measure_dictionaries.py"),
+    script:
+        "../scripts/measure_dictionaries.py"
+
+
+rule gather_dictionaries:
+    input:
+        dictionaries=collect(
+            "<results>/dictionary_scores/{cell}.parquet",
+            cell=sorted({f"{one.model}/{one.revision}/{one.design}" for one in plan.dictionary_units(config)}),
+        ),
+    output:
+        table="<results>/tables/dictionaries.parquet",
+    log:
+        "<results>/logs/gather_dictionaries.log",
+    benchmark:
+        "<results>/benchmarks/gather_dictionaries.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
+    params:
+        spec=spec(),
+        code=code("gather_dictionaries.py"),
+    script:
+        "../scripts/gather_dictionaries.py"
+
+
+rule draw_dictionaries:
+    input:
+        dictionaries="<results>/tables/dictionaries.parquet",
+        design="<results>/designs/{design}.parquet",
+    output:
+        pdf="<results>/figures/{model}/{design}/dictionaries.pdf",
+        png=report(
+            "<results>/figures/{model}/{design}/dictionaries.png",
+            caption="../report/dictionaries.rst",
+            category="Dictionaries",
+            labels={"model": "{model}", "design": "{design}", "figure": "dictionaries beside random ones"},
+        ),
+        csv="<results>/figures/{model}/{design}/dictionaries.csv",
+    log:
+        notebook="<results>/logs/draw_dictionaries/{model}/{design}.ipynb",
+    benchmark:
+        "<results>/benchmarks/draw_dictionaries/{model}/{design}.tsv"
+    conda:
+        "../../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
+    params:
+        spec=spec(),
+        code=code("dictionaries.ipynb", "plots"),
+    notebook:
+        "../notebooks/dictionaries.ipynb"
+
+
+rule draw_perturbations:
+    input:
+        dictionaries="<results>/tables/dictionaries.parquet",
+        design="<results>/designs/{design}.parquet",
+    output:
+        pdf="<results>/figures/{model}/{design}/perturbations.pdf",
+        png=report(
+            "<results>/figures/{model}/{design}/perturbations.png",
+            caption="../report/perturbations.rst",
+            category="Dictionaries",
+            labels={"model": "{model}", "design": "{design}", "figure": "errors and sensitive directions"},
+        ),
+        csv="<results>/figures/{model}/{design}/perturbations.csv",
+    log:
+        notebook="<results>/logs/draw_perturbations/{model}/{design}.ipynb",
+    benchmark:
+        "<results>/benchmarks/draw_perturbations/{model}/{design}.tsv"
+    conda:
+        "../../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
+    params:
+        spec=spec(),
+        code=code("perturbations.ipynb", "plots"),
+    notebook:
+        "../notebooks/perturbations.ipynb"
