@@ -26,7 +26,9 @@ CONFIG = {
         "ladders": {},
         "controls": ["init", "gaussian"],
         "last_only": ["r"],
+        "dictionaries": [],
     },
+    "dictionaries": {"rungs": ["init"]},
     "controls": {"revisions": "last"},
 }
 
@@ -156,3 +158,12 @@ def test_jobs_grow_linearly_with_the_suite():
     suite = config(models=[f"h{size}" for size in range(8)], controls=["init", "gaussian"], designs=["f"], last_only=[])
     suite["models"] |= {f"h{size}": CONFIG["models"]["h"] for size in range(8)}
     assert len(list(plan.units(suite))) == 8 * (154 + 2)
+
+
+def test_dictionaries_of_the_models_that_get_them_under_trained_weights_and_every_rung():
+    assert not list(plan.dictionary_units(config()))
+    assert plan.dictionary_tables(config()) == ()
+    units = list(plan.dictionary_units(config(dictionaries=["m"])))
+    assert [(u.revision, u.weights, u.design) for u in units] == [("step6", "trained", "f"), ("step6", "init", "f")]
+    assert list(plan.dictionary_figures(config(dictionaries=["m"]))) == ["m/f/dictionaries", "m/f/perturbations"]
+    assert not list(plan.dictionary_units(config(dictionaries=["another"])))

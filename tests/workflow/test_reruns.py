@@ -16,8 +16,8 @@ SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
     f"draw_{name}"
     for name in (
-        *("capacity", "embedding", "geometry", "layers", "layers_by_step", "ladder", "leak", "mechanisms"),
-        *("needed", "neurons", "steering", "verdicts"),
+        *("capacity", "dictionaries", "embedding", "geometry", "layers", "layers_by_step", "ladder", "leak"),
+        *("mechanisms", "needed", "neurons", "perturbations", "steering", "verdicts"),
     )
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
@@ -62,7 +62,7 @@ def overlay(smoke, **changes):
             PROBING
             | MECHANISMS
             | INSIDE
-            | {"measure_behaviour", "measure_geometry", "swap_features", "steer_features"},
+            | {"measure_behaviour", "measure_dictionaries", "measure_geometry", "swap_features", "steer_features"},
         ),
         ("probes__shuffles", 3, PROBING | ON_NEURONS),
         ("capacity__epochs", 3, {"probe_capacity"}),
@@ -74,10 +74,12 @@ def overlay(smoke, **changes):
         ("calibration__draws", 5, set()),
         ("probes__seed", 1, {"audit_design", "probe_planted"}),
         ("planted__noise", 0.2, {"probe_planted"}),
-        ("activations__token_budget", 4096, {"extract_activations", *MECHANISMS, *INSIDE}),
+        ("activations__token_budget", 4096, {"extract_activations", "train_dictionaries", *MECHANISMS, *INSIDE}),
         ("interference__permutations", 200, {"measure_interference"}),
         ("interference__rungs", ["permuted_columns", "init"], set()),
         ("ablation__verified", 5, {"ablate_components"}),
+        ("dictionaries__steps", 11, {"train_dictionaries"}),
+        ("dictionaries__draws", 21, {"measure_dictionaries"}),
         ("embedding__folds", 3, {"measure_embedding"}),
         ("neurons__count", 3, {"attribute_neurons"}),
         ("neurons__k", [1, 4], {"probe_neurons"}),
@@ -124,15 +126,20 @@ def test_the_order_of_keys_and_how_a_number_is_written_change_nothing(smoke, cha
 
 MODULES = {
     "planted": {"probe_planted"},
-    "probe_controls": {"control_probes", "probe_capacity", *ON_NEURONS},
-    "capacity": {"probe_capacity", *ON_NEURONS},
+    "probe_controls": {"control_probes", "probe_capacity", "measure_dictionaries", *ON_NEURONS},
+    "capacity": {"probe_capacity", "measure_dictionaries", *ON_NEURONS},
     "behaviour": {"measure_behaviour"},
     "embedded_model": {"train_model"},
     "plots": FIGURES,
-    "probes": PROBING | ON_NEURONS | {"measure_geometry", "ablate_components", "steer_features"},
+    "probes": PROBING
+    | ON_NEURONS
+    | {"measure_dictionaries", "measure_geometry", "ablate_components", "steer_features"},
     "statistics": {"audit_design", "probe_planted"},
-    "probe_grid": PROBING | ON_NEURONS | {"measure_geometry", "ablate_components"},
-    "label_controls": {"control_probes", "measure_geometry", "probe_capacity", "swap_features", "steer_features"},
+    "probe_grid": PROBING | ON_NEURONS | {"measure_dictionaries", "measure_geometry", "ablate_components"},
+    "label_controls": {
+        *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
+        *("swap_features", "steer_features"),
+    },
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features", "steer_features"},
@@ -154,10 +161,16 @@ MODULES = {
     "layerwise": {"read_layers"},
     "neuron_plots": {"draw_embedding", "draw_layers", "draw_neurons"},
     "ablation": {"ablate_components"},
+    "dictionary_training": {"train_dictionaries"},
+    "sensitivity": {"measure_dictionaries"},
+    "dictionary_plots": {"draw_dictionaries", "draw_perturbations"},
     "progress": set(),
     "plan": set(),
     "configuration": set(),
     "footprint": set(),
+    "report": set(),
+    "readme": set(),
+    "claims_compared": set(),
 }
 
 

@@ -16,7 +16,6 @@ from counterprobe.dictionary_table import BASES, RANDOM, TRAINED
 
 NAMES = {
     "sae": "SAE",
-    "pretrained": "SAE (published)",
     "frozen_decoder": "SAE, decoder frozen",
     "ica": "ICA",
     "pca": "PCA",
@@ -52,6 +51,8 @@ MOVED = {
     "decoder": ("dictionary rows", plots.VERMILION, "v"),
     "isotropic": ("isotropic", plots.BLACK, "x"),
 }
+# A range from which an axis is logarithmic.
+DECADE = 10
 # Where the two baselines are drawn; colours of their own, since they are in every panel.
 BASELINES = {
     "random_dictionary": ("random dictionary", plots.ORANGE, "|"),
@@ -136,8 +137,7 @@ def disturbed(table: pd.DataFrame, model: str, design: designs.Design) -> pd.Dat
     """What the network says with an SAE's reconstructions, their controls, and moves at one token."""
     rows = shown(table, model, design)
     scores = ("kl", "kl_ratio", "response", "magnitude_ratio", "above_random", "jitter_ratio")
-    trained = "pretrained" if (rows.dictionary == "pretrained").any() else "sae"
-    return rows[(rows.dictionary == trained) & (rows.inputs == "design") & rows.score.isin(scores)]
+    return rows[(rows.dictionary == "sae") & (rows.inputs == "design") & rows.score.isin(scores)]
 
 
 def draw_disturbed(rows: pd.DataFrame) -> Figure:
@@ -170,7 +170,9 @@ def draw_disturbed(rows: pd.DataFrame) -> Figure:
         if len(level):
             axis.axvline(level.iloc[0], color=plots.BLACK, linewidth=0.6)
         axis.set_title(title, fontsize=9)
-    axes[2].set_xscale("log")
+    ratios = rows[rows.score == "magnitude_ratio"].estimate
+    if len(ratios) and ratios.max() > DECADE * ratios.min():
+        axes[2].set_xscale("log")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, -0.08))
     sns.despine(figure)

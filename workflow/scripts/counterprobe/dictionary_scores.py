@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SINGLE = 0.9
+# Tokens that per-latent scales are fitted to, evenly from all.
+ROWS_OF_SCALES = 4096
 
 
 def measure(
@@ -227,7 +229,7 @@ class _Scoring:
             yield self.row(dictionary, "mmcs", value, level=level)
 
     def replaced(self, dictionary: Dictionary, train: Float[Tensor, "n d"]) -> Iterator[dict[str, Any]]:
-        scales = replacement.fitted_scales(dictionary, train)
+        scales = replacement.fitted_scales(dictionary, train[:: -(-len(train) // ROWS_OF_SCALES)])
         found = {
             kind: self.whole.said(x)
             for kind, x in replacement.replacements(
@@ -432,7 +434,7 @@ def moved(
 
     size = {"n_tokens": len(at.x), "n_groups": weights.shape[1]}
     for dictionary in those:
-        if dictionary.name not in ("sae", RANDOM, "pretrained") or dictionary.seed:
+        if dictionary.name not in ("sae", RANDOM) or dictionary.seed:
             continue
         live = torch.nonzero((dictionary.encode(at.x) > 0).any(0) | (dictionary.encode(others) > 0).any(0))[:, 0].cpu()
         if not len(live):

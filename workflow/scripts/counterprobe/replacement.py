@@ -382,7 +382,7 @@ def fitted_scales(dictionary: Dictionary, x: Float[Tensor, "n d"]) -> Float[Tens
     scales = torch.ones_like(wanted)
     residual = wanted - applied(scales)
     direction, size = residual.clone(), residual.double().square().sum()
-    stop = 1e-10 * wanted.double().square().sum()
+    stop = 1e-8 * wanted.double().square().sum()
     for _ in range(SCALE_STEPS):
         if not bool(size > stop):
             break

@@ -49,7 +49,6 @@ from counterprobe.replacement import Continuation, Replacing, Surroundings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENS_AT_ONCE = 16384
 EXTREME = 0.99
 # The smallest code that still counts as live.
 BARELY = 1e-6
@@ -72,6 +71,8 @@ class Site:
         for (_, site), members in sorted(by_shape.items()):
             batch = torch.tensor([ids[index] for index in members])
             self.groups.append((members, Continuation(model, batch, layer, start=site)))
+        # Undisturbed logits of as many copies as the last call took, by group.
+        self._clean: dict[int, Tensor] = {}
         width = self.groups[0][1].residual.shape[-1]
         self.x = torch.empty(len(ids), width, device=model.device)
         for members, run in self.groups:
@@ -80,11 +81,14 @@ class Site:
     def response(self, moved: Float[Tensor, "r n d"]) -> Float[np.ndarray, "r n"]:
         """KL (nats) summed over the token and all later ones, with `moved` in place of `x`."""
         found = np.empty(moved.shape[:2])
-        for members, run in self.groups:
+        for group, (members, run) in enumerate(self.groups):
             b, t, d = run.residual.shape
-            copies = max(1, min(len(moved), TOKENS_AT_ONCE // (b * t)))
+            logits = b * t * run.model.config.vocab_size
+            copies = max(1, min(len(moved), replacement.LOGITS_AT_A_TIME // logits))
             still = run.residual.repeat(copies, 1, 1)
-            clean = run.logits(still)
+            if group not in self._clean or len(self._clean[group]) != len(still):
+                self._clean[group] = run.logits(still)
+            clean = self._clean[group]
             for start in range(0, len(moved), copies):
                 part = moved[start : start + copies, members]
                 residual = still.clone()
