@@ -145,7 +145,7 @@ MODULES = {
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features", "steer_features"},
     "directions": {"steer_features"},
-    "interventions": {"steer_features"},
+    "interventions": {"steer_features", "swap_features"},
     "steering": {"steer_features"},
     "detection": {"steer_features", "gather_steering"},
     "steering_plots": {"draw_steering"},

@@ -893,6 +893,10 @@ class _Feature:
         still = [Move(0 * gap, 0.0)]
         clean = self.reporting.outcome(self.readout, ANSWER, layers[:1], still).probability[0, self.readout]
         true = self.reporting.signs[self.readout] > 0
+        if true.all() or not true.any():
+            site = {**self.site, "position": ANSWER, "layer": common.layer}
+            yield _excluded(site, self.target, "mass_mean:got", "the sample has one class only", "nie_false_true")
+            return
         whole = clean[true].mean() - clean[~true].mean()
         where = {**self.site, "position": ANSWER, "layer": common.layer}
         for score, side, towards in (("nie_false_true", ~true, 1.0), ("nie_true_false", true, -1.0)):
