@@ -139,6 +139,7 @@ MODULES = {
     "label_controls": {
         *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
         *("swap_features", "steer_features"),
+        *ON_NEURONS,
     },
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
@@ -156,6 +157,7 @@ MODULES = {
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
     "interference": {"measure_interference", "attribute_neurons", "read_layers"},
     "embedding": {"measure_embedding"},
+    "embedding_codes": {"measure_embedding"},
     "neuron_sources": {"attribute_neurons", "read_layers"},
     "sparse_neurons": {"probe_neurons"},
     "layerwise": {"read_layers"},
