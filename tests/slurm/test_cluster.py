@@ -79,10 +79,14 @@ def test_small_jobs_share_an_allocation_and_logs_are_where_a_person_looks(experi
     folder, _, second, _ = experiment
     logs = [next(folder.glob(f"logs/slurm/*/**/{number}.log")) for number in second.submitted]
     kinds = Counter(log.relative_to(folder / "logs" / "slurm").parts[0] for log in logs)
-    assert kinds["group_tables_gather_audit_gather_behaviour_gather_health_gather_probes"] == 1
-    assert kinds["group_figures_draw_ladder_draw_layers_by_step_draw_leak_draw_needed"] == 1
-    assert kinds["group_health_measure_health"] == 1
-    assert 0 < kinds["group_units_extract_activations_train_probes"] <= 5
+
+    def submitted(group):
+        return sum(number for kind, number in kinds.items() if kind.startswith(f"group_{group}_"))
+
+    # Snakemake names a group by its first rules.
+    assert submitted("tables") == submitted("health") == 1, kinds
+    assert 0 < submitted("figures") <= 3, kinds
+    assert 0 < submitted("units") <= 5, kinds
     assert not [kind for kind in kinds if re.match("rule_(gather|draw|extract_activations|train_probes)", kind)]
 
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from counterprobe import claims, claims_compared, configuration, ledger, readme, report, superposition_cells
+from counterprobe import (
+    claims,
+    claims_compared,
+    configuration,
+    judgement,
+    ledger,
+    readme,
+    report,
+    statements,
+    superposition_cells,
+)
 from counterprobe.progress import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -122,11 +132,40 @@ def test_a_run_of_nothing_still_has_a_page(tmp_path, config):
 
 def test_the_ledger_names_sections_scripts_and_tables_that_exist(config):
     about = ledger.about()
-    for name, entry in about["tables"].items():
+    rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    made = set(re.findall(r"<results>/tables/(\w+)\.parquet", rules))
+    for name in made & set(about["tables"]):
+        entry = about["tables"][name]
         assert set(entry["config"]) <= set(config), name
         assert all((report.SCRIPTS / script).is_file() for script in entry["scripts"]), name
     asked = {leg["table"] for claim in about["claims"].values() for leg in claim["legs"]}
     assert asked <= set(about["tables"])
+    assert {"probes", "geometry", "verdicts"} <= made
+
+
+def test_roles_are_those_that_targets_are_judged_by():
+    world = statements.world({"topics": {"cities": 8, "animals": 8}, "carriers": 8}, ROOT / "workflow" / "resources")
+    design = statements.factorial("f", {"blocks": 4}, world)
+    roles = {
+        judgement.role(design, target) for target in ("speaker", "negated^match", "speaker^negated", "speaker^match")
+    }
+    assert roles == set(report.ROLES)
+    asked = {leg["where"].get("role") for claim in ledger.load().values() for leg in claim["legs"]}
+    assert asked - {None} <= roles
+
+
+def test_forty_features_and_names_of_all_kinds_are_shown(tmp_path, config):
+    folder = planted(tmp_path / "default")
+    numbers = dict.fromkeys((name for name, kind in judgement.COLUMNS.items() if kind == "number"), 0.25)
+    row = dict.fromkeys(judgement.COLUMNS, "x") | numbers | {"bos": False, "layer": 1, "use_layer": 1}
+    names = [f"feature <{k}>" for k in range(40)]
+    rows = [row | {"target": name, "role": "basic feature"} for name in names]
+    rows.append(row | {"target": "ä^b", "role": "pre-registered", "model": "embedded", "position": "period"})
+    superposition_cells.write(pd.DataFrame(rows), folder / "tables" / "verdicts.parquet", judgement.COLUMNS)
+    page = report.render(folder, config, [])
+    assert "All 41 targets" in page
+    assert "feature &lt;39&gt;" in page
+    assert "The XOR <strong>ä^b</strong>" in page
 
 
 def side(**rows):

@@ -8,8 +8,8 @@ import torch
 
 from counterprobe import (
     checkpoints,
-    coordinate_swaps,
     designs,
+    detection,
     directions,
     interventions,
     language_model,
@@ -205,8 +205,8 @@ def test_without_doses_detection_alone(checkpoint, design):
     settings["directions"] = ["diff_mean", "lda"]
     found = steering.measure(checkpoint, design, SPEC | {"steering": settings}, CELL, device="cpu")
     measured = found[found.estimate.notna()]
-    assert set(measured.score) == {"auroc", "effect"}
-    assert len(measured) == 2 * 2 * len(design.readouts)
+    assert set(measured.score) == {"auroc", "effect", "reads_others"}
+    assert len(measured) == 3 * 2 * len(design.readouts)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,32 @@ def test_the_setting_that_flips_most_within_the_limits(flips, off, nll, expected
     assert found == expected
 
 
+def test_samples_are_whole_couples_balanced_in_every_feature(design):
+    _, first, second = steering.halved(design, SPEC)
+    assert not ((first >= 0) & (second >= 0)).any()
+    for fold_of in (first, second):
+        chosen = steering.whole_couples(design, fold_of, 2, 0)
+        assert np.isin(design.couples, np.unique(design.couples[chosen])).sum() == len(chosen)
+        assert set(fold_of[chosen]) == set(fold_of[fold_of >= 0])
+        for target in design.readouts:
+            assert designs.parity(design, target)[chosen].mean() == 0.5
+    shared = np.intersect1d(design.carriers["speaker"][first >= 0], design.carriers["speaker"][second >= 0])
+    assert not len(shared)
+
+
 def test_layers():
     assert steering.layers_of("inner", 4) == [1, 2, 3]
     assert steering.layers_of("inner", 1) == [1]
     with pytest.raises(UserError, match="no layer 5; there are 0 to 4"):
         steering.layers_of([5], 4)
+
+
+def test_what_a_coordinate_says_of_other_features():
+    rng = np.random.default_rng(0)
+    features = {name: rng.random(400) < 0.5 for name in "abc"}
+    a, b = (np.where(features[name], 1.0, -1.0) for name in "ab")
+    assert steering.reads_others(2 * a - b + 5, features, "a") == pytest.approx(0.25)
+    assert steering.reads_others(a, features, "a") == pytest.approx(0, abs=1e-12)
 
 
 def test_repetition():
@@ -249,31 +270,6 @@ def test_the_band_of_39_is_exact_and_fewer_make_none():
         steering.band(np.zeros(38))
 
 
-def test_inert_directions_stay_in_the_band_and_planted_effects_do_not(world):
-    """1,000 cells each: planted activations, a read-out of its own, nulls by the function that the table's come from."""
-    design = statements.factorial("planted", {"blocks": 4}, world)
-    rows = np.arange(64)
-    outside, flagged, cells = 0, 0, 1000
-    for seed in range(cells):
-        rng = np.random.default_rng(seed)
-        x = rng.standard_normal((len(design.texts), 24)) * rng.uniform(0.2, 2, 24)
-        signs = np.where(designs.parity(design, "speaker"), 1.0, -1.0)
-        x += np.outer(signs, rng.standard_normal(24))
-        empty = np.zeros((len(x), 0), dtype=bool)
-        drawn = coordinate_swaps.directions(x, design, rows, "speaker", empty, 40, rng)
-        vectors = drawn.nulls[coordinate_swaps.WITHIN_CELL]
-        said = rng.standard_normal(24)
-        # A saturating answer: what a model says is not linear in what is added.
-        effects = np.array([(np.tanh((x[rows] + v) @ said) - np.tanh(x[rows] @ said)).mean() for v in vectors])
-        lower, upper = steering.band(effects[:39])
-        outside += not lower <= effects[39] <= upper
-        # Twice the edge of the population that the nulls come from, with an inert direction's own scatter.
-        edge = 1.96 * effects[:39].std()
-        flagged += not lower <= 2 * edge + effects[39] <= upper
-    assert 0.03 <= outside / cells <= 0.07
-    assert flagged / cells >= 0.9
-
-
 def planted_table(slope: float):
     rng = np.random.default_rng(0)
     rows = []
@@ -290,11 +286,32 @@ def planted_table(slope: float):
 
 @pytest.mark.parametrize(("slope", "low", "high"), [(1.0, 0.9, 1.0), (-1.0, -1.0, -0.9), (0.0, -0.5, 0.5)])
 def test_detection_against_steering(slope, low, high):
-    (row,) = steering.detection_against_steering(planted_table(slope))
+    (row,) = detection.correlations(planted_table(slope))
     assert low <= row["estimate"] <= high
     assert row["lower"] - 0.01 <= row["estimate"] <= row["upper"] + 0.01
     assert row["n_groups"] == 8
     assert row["revision"] == "step2"
+
+
+def test_equal_values_share_their_rank():
+    assert detection.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
+    scores, labels = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
+    assert steering._auroc(scores, labels) == pytest.approx(3.5 / 4)
+
+
+def test_the_figure_is_drawn_from_the_table(table, design):
+    from matplotlib import pyplot as plt
+
+    from counterprobe import steering_plots
+
+    rows = steering_plots.rows(table, "m", design)
+    assert set(rows[rows.setting == "4"].direction) >= {"diff_mean", "leace"}
+    figure = steering_plots.draw(rows, design)
+    words = [text.get_text() for part in figure.subfigs for axis in part.axes for text in axis.texts]
+    assert any("steered:" in word for word in words)
+    nothing = steering_plots.draw(rows[rows.target == "match"], design)
+    assert "nothing could be steered" in nothing.axes[0].texts[0].get_text()
+    plt.close("all")
 
 
 def csv_design(shared, name: str, group: str | dict) -> designs.Design:
@@ -329,15 +346,15 @@ def test_a_csv_design_with_continuations(shared, tmp_path, model, data, group, p
     if not folder.is_dir():
         pytest.skip(f"no {model} among the shared models")
     design = csv_design(shared, data, group)
-    keep = np.random.default_rng(0).permutation(len(design.item_names))[:24]
+    keep = np.random.default_rng(0).permutation(len(design.item_names))[:12]
     design = designs.without(design, np.flatnonzero(~np.isin(design.items, keep)).tolist())
     path = tmp_path / "manifest.json"
     content = checkpoints.folder_content(folder, source="directory")
     manifest.write(path, content, {})
     settings = SETTINGS | {
         "directions": ["diff_mean", "logistic", "leace", "gradient"],
-        "choose_items": 8,
-        "report_items": 8,
+        "choose_items": 4,
+        "report_items": 4,
     }
     settings |= {"positions": ["answer", "generated"], "layers": [3], "gallery": 1, "jacobian": 0}
     settings["continuations"] = {
@@ -355,6 +372,7 @@ def test_a_csv_design_with_continuations(shared, tmp_path, model, data, group, p
     assert {"diff_mean:1", "leace:4", "gradient:chosen"} <= set(flips.probe)
     costs = found[(found.target == "truth") & (found.score == "delta_nll") & found.estimate.notna()]
     assert (costs.n_texts == 2).all()
-    # Truth moved by the difference of means moves what is said, whatever is said.
-    moved = found[(found.target == "truth") & (found.score == "log_odds") & (found.probe == "diff_mean:4")]
-    assert (moved.estimate.abs() > 0.01).all()
+    # However little this model knows of truth, what it says is moved, and one unit moves less than four.
+    moved = found[(found.target == "truth") & (found.score == "divergence") & found.estimate.notna()].set_index("probe")
+    assert (moved.estimate[["diff_mean:1", "diff_mean:4"]] > 0).all()
+    assert moved.estimate["diff_mean:1"].max() < moved.estimate["diff_mean:4"].max()

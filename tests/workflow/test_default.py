@@ -10,18 +10,19 @@ LITTLE = {
     "run": {"models": ["embedded"], "designs": ["factorial"], "controls": [], "last_only": [], "toys": []},
     "activations": {"positions": ["last"], "primary_position": "last", "bos": [False]},
     "probes": {"kinds": ["logistic"], "shuffles": 2, "control_tasks": 2},
+    "steering": {"revisions": 1, "directions": ["diff_mean", "logistic"], "positions": ["answer"]},
 }
 
 
 @pytest.mark.slow
-def test_the_needed_xor_is_learned_and_was_not_there_before(fresh_checkout):
+def test_the_needed_xor_is_learned_was_not_there_before_and_can_be_steered(fresh_checkout):
     checkout = fresh_checkout()
     config = yaml.safe_load((checkout.root / "config.yaml").read_text())
     last = f"step{config['models']['embedded']['training']['steps']}"
     (checkout.root / "needed.yaml").write_text(
         yaml.safe_dump({**LITTLE, "models": {"embedded": {"revisions": ["step0", last]}}})
     )
-    checkout.run("--configfile", "needed.yaml", "--until", "gather_probes", "gather_behaviour")
+    checkout.run("--configfile", "needed.yaml", "--until", "gather_probes", "gather_behaviour", "gather_steering")
     probes = tables.read(checkout.root / "results/needed/tables/probes.parquet")
     truth = probes[
         (probes.target == "negated^match")
@@ -37,3 +38,14 @@ def test_the_needed_xor_is_learned_and_was_not_there_before(fresh_checkout):
     behaviour = tables.read(checkout.root / "results/needed/tables/behaviour.parquet")
     answers = behaviour[(behaviour.target == "negated^match") & (behaviour.score == "accuracy")].set_index("revision")
     assert answers.estimate[last] > 0.99
+    steering = tables.read(checkout.root / "results/needed/tables/steering.parquet")
+    chosen = steering[(steering.probe == "diff_mean:chosen") & steering.estimate.notna()].set_index("score")
+    for target in ("speaker", "negated^match"):
+        found = chosen[chosen.target == target].estimate
+        assert found["flip"] >= 0.95
+        assert found[found.index.str.startswith("flip_on_")].max() <= 0.1
+        assert found["delta_nll"] <= 0.1
+    # What reads best does not write best, scaled alike (Marks and Tegmark 2024).
+    effects = steering[(steering.target == "negated^match") & (steering.score == "nie_false_true")].set_index("probe")
+    assert effects.lower["mass_mean-logistic:got"] > 0
+    assert effects.estimate["logistic:got"] < 0.7 * effects.estimate["mass_mean:got"]

@@ -139,13 +139,15 @@ MODULES = {
     "label_controls": {
         *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
         *("swap_features", "steer_features"),
+        *ON_NEURONS,
     },
     "geometry": {"measure_geometry"},
     "across_training": {"summarise_training"},
     "causal_use": {"swap_features", "steer_features"},
     "directions": {"steer_features"},
-    "interventions": {"steer_features"},
-    "steering": {"steer_features", "gather_steering"},
+    "interventions": {"steer_features", "swap_features"},
+    "steering": {"steer_features"},
+    "detection": {"steer_features", "gather_steering"},
     "steering_plots": {"draw_steering"},
     "judgement": {"judge_targets"},
     "claims": {"judge_claims"},
@@ -155,6 +157,7 @@ MODULES = {
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
     "interference": {"measure_interference", "attribute_neurons", "read_layers"},
     "embedding": {"measure_embedding"},
+    "embedding_codes": {"measure_embedding"},
     "neuron_sources": {"attribute_neurons", "read_layers"},
     "sparse_neurons": {"probe_neurons"},
     "layerwise": {"read_layers"},
@@ -167,6 +170,9 @@ MODULES = {
     "plan": set(),
     "configuration": set(),
     "footprint": set(),
+    "report": set(),
+    "readme": set(),
+    "claims_compared": set(),
 }
 
 

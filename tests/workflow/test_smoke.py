@@ -145,3 +145,20 @@ def test_a_truncated_shard_stops_the_next_stage_and_is_named(smoke):
     assert shard.name in done.stdout
     assert "delete the folder and run again" in done.stdout
     smoke.run(*SMOKE)
+
+
+def test_the_report_and_a_comparison_are_made_of_what_is_there(smoke):
+    said = smoke.run(
+        "write_report", "compare", "--configfile", "config/smoke.yaml", "--config", "compare=[smoke,smoke]"
+    )
+    assert "within noise" in said
+    page = smoke.read("results/smoke/report.html").decode()
+    assert page.count("<figure id=") == len(list((smoke.root / "results/smoke/figures").rglob("*.png")))
+    assert "snakemake preamble" not in page
+    assert str(smoke.root) not in page
+    legs = pd.read_parquet(smoke.root / "results/smoke/tables/claim_legs.parquet")
+    # Toys, dictionaries and the like are no part of this experiment; what is, answers.
+    tables = {path.stem for path in (smoke.root / "results/smoke/tables").glob("*.parquet")}
+    answered = legs[legs.table.isin(["probes", "geometry", "interference", "ablation", "capacity", "verdicts"])]
+    assert {"probes", "geometry", "verdicts"} <= tables
+    assert (answered.holds != "not run").sum() >= 15

@@ -296,7 +296,7 @@ class _Swap:
         self.n_texts = len(chosen)
         # Tokens [R, m] that are right, and wrong, where the target is True.
         self.words = tuple(
-            np.array([_tokens(tokenizer, readout, getattr(readout, side), chosen) for readout in self.readouts])
+            np.array([tokens_said(tokenizer, readout, getattr(readout, side), chosen) for readout in self.readouts])
             for side in ("positive", "negative")
         )
         self.resumed = [interventions.Resumed(model, one.ids, one.site) for one in groups]
@@ -345,9 +345,10 @@ class _Swap:
         return logits[:, rows, kept]
 
 
-def _tokens(
+def tokens_said(
     tokenizer: PreTrainedTokenizerFast, readout: designs.ReadOut, words: Sequence[str], chosen: Int[np.ndarray, " m"]
 ) -> Int[np.ndarray, " m"]:
+    """The tokens that some texts' words are after their prefixes. UserError for a word that is not one token."""
     known: dict[str, int] = {}
     for index in chosen:
         if words[index] not in known:

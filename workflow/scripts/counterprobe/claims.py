@@ -165,7 +165,8 @@ def subject_of(
 
     A role that nothing in the design has is an empty list, and a claim about it is not run.
     """
-    every = list(designs.targets(design))
+    # Roles are of features and pairs; with many features there are too many parities to name.
+    every = list(designs.targets(design, max_order=2))
     primary = designs.canonical(design, "^".join(design.primary))
     pairs = [name for name in every if name.count("^") == 1]
     return {
@@ -208,7 +209,7 @@ def find(leg: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], subject: Ma
             if "by" in versus:
                 bound = _prediction_bound(other, versus["by"], of[0])
             else:
-                seen = _difference(seen, _reduced(other, leg | versus, of, seen))
+                seen = _difference(seen, _reduced(other, leg | versus, versus.get("of", of), seen))
         return _tested(seen, test, bound, leg.get("margin"))
     except _NotRun as reason:
         return Finding(NOT_RUN, str(reason))

@@ -44,7 +44,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 from scipy.stats import rankdata
 
-from counterprobe import checkpoints, statements, tables, tokenization
+from counterprobe import checkpoints, embedding_codes, statements, tables, tokenization
 from counterprobe.progress import UserError, logger
 from counterprobe.revisions import step_of
 from counterprobe.statements import World
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 # What transformers calls the token embedding of the architectures whose parts are known (`components.FAMILIES`).
 EMBEDDINGS = ("embed_in.weight", "embed_tokens.weight", "wte.weight")
 UNEMBEDDINGS = ("embed_out.weight", "lm_head.weight")
+# Of the corpus, for the frequencies of its tokens.
+LINES = 4000
 TIED = "tied: W_E is also the unembedding"
 SPACE = "▁"
 
@@ -84,7 +86,7 @@ def measure(
     spec: Mapping[str, Any],
     model: str,
 ) -> pd.DataFrame:
-    """Every property at every revision, and in matrices nobody trained, at the last one.
+    """Every property, and sparse codes, at every revision; and in matrices nobody trained, at the last one.
 
     manifests: of the model's revisions, in their order. corpus: of a model that was trained here. spec: `embedding`, and
     `statistics.confidence`. UserError where the architecture or the tokenizer is not known.
@@ -100,6 +102,7 @@ def measure(
     }
     if not labels:
         logger("embedding").warning("%s: no property has %d tokens on either side", model, settings["tokens"])
+    weights_of, said = frequencies(tokenization.load_tokenizer(folders[-1]), world, corpus, len(words.texts))
     rows: list[dict[str, Any]] = []
     for manifest, folder in zip(manifests, folders, strict=True):
         revision = Path(manifest).parent.name
@@ -116,10 +119,27 @@ def measure(
             "note": TIED if tied else "",
         }
         rows += direction_rows(matrix, labels, settings, confidence, site)
+        coded = {**site, "note": "; ".join(filter(None, [site["note"], said]))}
+        rows += embedding_codes.code_rows(matrix[: len(weights_of)], weights_of, settings["code"], confidence, coded)
     for weights, seed, other in controls(folders[-1], matrix, settings["seeds"]):
         drawn = {**site, "weights": weights, "seed": seed, "embeddings": "randomised", "note": ""}
         rows += direction_rows(other, labels, settings, confidence, drawn)
+        rows += embedding_codes.code_rows(
+            other[: len(weights_of)], weights_of, settings["code"], confidence, {**drawn, "note": said}
+        )
     return tables.frame(rows)
+
+
+def frequencies(
+    tokenizer: "PreTrainedTokenizerFast", world: World | None, corpus: Mapping[str, Any] | None, n_tokens: int
+) -> tuple[Float[np.ndarray, " tokens"], str]:
+    """How often each token occurs in lines of the corpus, and what a note says of it: 1 where there is no corpus."""
+    if world is None or corpus is None:
+        return np.ones(n_tokens), "every token weighs the same"
+    lines = statements.corpus_texts(world, corpus, LINES, np.random.default_rng(0))
+    encoded = tokenization.encode(tokenizer, lines, {}, bos=False, context=1 << 31)
+    counts = np.bincount(np.concatenate([np.array(ids) for ids in encoded.ids]), minlength=n_tokens)
+    return counts.astype(float), "tokens weigh by their frequency"
 
 
 def token_embeddings(folder: str | Path) -> tuple[Float[np.ndarray, "V d"], bool]:

@@ -38,20 +38,21 @@ KL_FLOOR = 1e-3  # bits, of the logarithmic axis: the last layer has none
 
 
 def embedding_rows(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """AUROC of every property of one model's embedding; random labels of the last revision only."""
-    rows = table[(table.model == model) & (table.score == "auroc")]
+    """AUROC of every property and FVU of every sparse code of one model's embedding; random labels at the last revision."""
+    rows = table[(table.model == model) & table.score.isin(["auroc", "fvu"])]
     last = plots.ordered_revisions(rows)[-1:]
     return rows[(rows.control == "none") | ((rows.weights == "trained") & rows.revision.isin(last))]
 
 
 def draw_embedding(rows: pd.DataFrame) -> Figure:
-    """Left: every property over training, or nothing where there is one revision. Right: the last one and its controls."""
+    """Every property over training; at the last revision beside its controls; error of sparse codes beside theirs."""
     plots.theme()
     revisions = plots.ordered_revisions(rows[rows.weights == "trained"])
+    codes, rows = rows[(rows.score == "fvu") & (rows.probe != "bound")], rows[rows.score == "auroc"]
     held_out = rows[rows.control == "none"]
     last = held_out[(held_out.weights == "trained") & (held_out.revision == revisions[-1])]
     names = last.sort_values("estimate").target.tolist()
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 0.26 * len(names) + 2.6))
+    figure, axes = plt.subplots(1, 3, figsize=(13.4, 0.26 * len(names) + 2.6), width_ratios=(1, 1, 0.85))
     colours = sns.color_palette("tab10" if len(names) <= 10 else "husl", len(names))
     for place, name in enumerate(names):
         line = (
@@ -84,12 +85,37 @@ def draw_embedding(rows: pd.DataFrame) -> Figure:
         text.set(color=colour, fontweight="bold")
     axes[1].set_xlabel(f"held-out AUROC at {revisions[-1]}")
     axes[1].legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    _code_panel(axes[2], codes, revisions)
     for line in (axes[0].axhline, axes[1].axvline):
         line(plots.CHANCE, color=BLACK, linewidth=0.6)
         line(CRITERION, color=BLACK, linewidth=0.8, linestyle=":")
     sns.despine(figure)
     figure.tight_layout()
     return figure
+
+
+def _code_panel(axis: Axes, codes: pd.DataFrame, revisions: list[str]) -> None:
+    """Error of the largest dictionary by k: first and last revision, and matrices that nobody trained."""
+    told = codes.probe.str.extract(r"^atoms_(?P<m>\d+)_k_(?P<k>\d+)$").astype(float)
+    codes = codes.assign(m=told.m, k=told.k)
+    codes = codes[codes.m == codes.m.max()]
+    ks = sorted(codes.k.unique())
+    for weights, (text, colour, marker) in MATRICES.items():
+        step0 = weights == "step0"
+        revision = revisions[0] if step0 else revisions[-1]
+        if step0 and revisions[0] == revisions[-1]:
+            continue
+        shown = codes[(codes.weights == ("trained" if step0 else weights)) & (codes.revision == revision)]
+        mean = shown.groupby("k").estimate.mean().reindex(ks)
+        name = revision.replace("step", "step ") if step0 else text
+        axis.plot(range(len(ks)), mean, color=colour, marker=marker, markersize=5, linewidth=1.1, label=name)
+    axis.set_xticks(range(len(ks)), [f"{k:.0f}" for k in ks])
+    axis.set(xlabel="atoms of a row, k", ylabel="variance not explained (FVU)")
+    axis.set_ylim(bottom=0)
+    axis.set_title(
+        f"sparse codes, {codes.m.max():.0f} atoms" if len(codes) else "too few tokens for a code", fontsize=9
+    )
+    axis.legend(fontsize=7, frameon=False)
 
 
 def neuron_rows(table: pd.DataFrame, model: str, design: designs.Design) -> pd.DataFrame:

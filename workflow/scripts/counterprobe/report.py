@@ -35,7 +35,7 @@ PRINTED = Path(__file__).resolve().parents[3] / "docs" / "verdicts.csv"
 VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 INJECTED = "snakemake-job-properties"
 # What the judged targets say first, in this order.
-ROLES = ("pre-registered", "needed", "needless XOR", "basic feature")
+ROLES = ("pre-registered", "needed XOR", "needless XOR", "basic feature")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def render(results: str | Path, config: Mapping[str, Any], overlays: Sequence[st
         families=sorted({row["family"] for row in claims}),
         headline=_headline(_targets(every), config),
         targets=_targets(every),
+        first_roles=ROLES[:2],
         figures=figures,
         groups=_grouped(figures),
         audit=_audit(every),
@@ -192,6 +193,7 @@ def _claim(
     made = [about["tables"][name] for name in dict.fromkeys(leg["table"] for leg in own) if name in about["tables"]]
     sections = {key: config[key] for entry in made for key in entry["config"] if key in config}
     scripts = list(dict.fromkeys(script for entry in made for script in entry["scripts"]))
+    scripts = [script for script in scripts if (SCRIPTS / script).is_file()]
     claim = about["claims"].get(row["claim"], {})
     return {
         **row,
@@ -214,8 +216,11 @@ def _targets(tables: Mapping[str, Path]) -> list[dict[str, Any]]:
     """READ and USE of the targets that the answer is about, the pre-registered one first."""
     if "verdicts" not in tables:
         return []
-    rows = [row for row in _rows(tables["verdicts"]) if row["role"] in ROLES]
-    return sorted(rows, key=lambda row: (ROLES.index(row["role"]), row["position"], row["model"], row["target"]))
+    rank = {role: place for place, role in enumerate(ROLES)}
+    rows = _rows(tables["verdicts"])
+    return sorted(
+        rows, key=lambda row: (rank.get(row["role"], len(rank)), row["position"], row["model"], row["target"])
+    )
 
 
 def _headline(targets: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -21,6 +21,8 @@ Scores, over the texts of the second half:
     probability     movement of P(True's token) − P(False's token) to the counterfactual
     repetition      share of the bigrams of a generated continuation that it has said before
     auroc           of the direction as a detector of the feature
+    reads_others    mean size of the other features' effects on the direction's coordinate, as a share of the feature's
+                    own: 0 where the direction is orthogonal to the vectors of all others (C29)
     effect          log_odds as a share of the gap between True and False
     nie_false_true  normalised indirect effect, with Geometry of Truth's scaling (Marks and Tegmark 2024,
                     arXiv:2310.06824, sec. 6): the direction rescaled to move the class means by the same amount along
@@ -72,6 +74,7 @@ from counterprobe import (
     tables,
     tokenization,
 )
+from counterprobe.detection import ranks
 from counterprobe.directions import Affine
 from counterprobe.interventions import Places, Resumed
 from counterprobe.progress import UserError
@@ -88,7 +91,6 @@ ANSWER, GENERATED, ALL, FRONT = "answer", "generated", "all", "front"
 REACHED, MOST_OFF_TARGET, MOST_NLL = 0.95, 0.1, 0.1
 TOKENS_AT_ONCE = 16384
 JACOBIAN_TEXTS = 32
-RESAMPLES = 1000
 NULLS = {
     coordinate_swaps.WITHIN_CELL: "within_cell",
     coordinate_swaps.DICHOTOMIES: "dichotomy",
@@ -165,11 +167,9 @@ def measure(
     model = language_model.load(source, device=device)
     neutral = settings.get("neutral", {}).get(design.name, [])
     sample = partial(Sample, model, tokenizer, design, bos=bos)
-    samples = {"report": sample(causal_use.sample(design, second, settings["report_items"], settings["seed"]), neutral)}
+    samples = {"report": sample(whole_couples(design, second, settings["report_items"], settings["seed"]), neutral)}
     if "coefficients" in settings:
-        samples["choose"] = sample(
-            causal_use.sample(design, first, settings["choose_items"], settings["seed"]), neutral
-        )
+        samples["choose"] = sample(whole_couples(design, first, settings["choose_items"], settings["seed"]), neutral)
     fitting, detecting = sample(np.flatnonzero(first >= 0), []), sample(np.flatnonzero(second >= 0), [])
     layers = layers_of(settings["layers"], len(activations.decoder_blocks(model)))
     vectors, held_out = fitting.residuals(layers), detecting.residuals(layers)
@@ -224,6 +224,27 @@ def halved(design: Design, spec: Mapping[str, Any]) -> tuple[str, Int[np.ndarray
     return protocol, np.where(early, fold_of, -1), np.where(early, -1, fold_of)
 
 
+def whole_couples(design: Design, fold_of: Int[np.ndarray, " n"], n_items: int, seed: int) -> Int[np.ndarray, " m"]:
+    """Texts of about `n_items` items: whole couples, in turn from every fold, one of each at least. All of their texts, since
+    every feature with a read-out is steered, and balanced so."""
+    rng = np.random.default_rng([seed, 0])
+    held_out = fold_of >= 0
+    couples, first = np.unique(design.couples[held_out], return_index=True)
+    fold = fold_of[held_out][first]
+    order = rng.permutation(len(couples))
+    rank = np.empty(len(couples), dtype=np.int64)
+    for k in np.unique(fold):
+        members = order[fold[order] == k]
+        rank[members] = np.arange(len(members))
+    wanted, items = [], 0
+    for couple in couples[np.lexsort((fold, rank))]:
+        if items >= n_items and len(wanted) >= len(np.unique(fold)):
+            break
+        wanted.append(couple)
+        items += len(np.unique(design.items[design.couples == couple]))
+    return np.flatnonzero(np.isin(design.couples, wanted) & held_out)
+
+
 def choose(
     flips: Float[np.ndarray, " s"], off_target: Float[np.ndarray, "s others"], delta_nll: Float[np.ndarray, " s"]
 ) -> tuple[int, bool]:
@@ -250,61 +271,21 @@ def band(draws: Float[np.ndarray, " k"], confidence: float = 0.95) -> tuple[floa
     return float(ordered[rank - 1]), float(ordered[-rank])
 
 
+def reads_others(
+    coordinate: Float[np.ndarray, " n"], features: Mapping[str, Bool[np.ndarray, " n"]], target: str
+) -> float:
+    """Mean |effect| of the other features on a coordinate over that of its own, from one least-squares regression."""
+    known = [name for name, labels in features.items() if 0 < labels.sum() < len(labels)]
+    signs = np.stack([np.ones(len(coordinate)), *(np.where(features[name], 1.0, -1.0) for name in known)], axis=1)
+    effects = np.abs(np.linalg.lstsq(signs, coordinate, rcond=None)[0][1:])
+    own = known.index(target)
+    return float(np.delete(effects, own).mean() / max(effects[own], np.finfo(float).tiny))
+
+
 def repetition(tokens: Sequence[int]) -> float:
     """Share of the bigrams that occurred before in the same text; 0 for fewer than two tokens."""
     bigrams = list(itertools.pairwise(tokens))
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
-
-
-def detection_against_steering(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rank correlation of a direction's AUROC with its effect, over directions × layers × revisions, for every target.
-
-    The interval is a percentile bootstrap over directions: layers and revisions of one direction are no new evidence.
-    """
-    rows = []
-    both = table[table.score.isin(["auroc", "effect"]) & (table.control == "none")]
-    for (model, design, target), found in both.groupby(["model", "design", "target"]):
-        wide = found.pivot_table(index=["probe", "revision", "layer"], columns="score", values="estimate").dropna()
-        if not {"auroc", "effect"} <= set(wide) or len(wide) < 4:
-            continue
-        by_direction = [part[["auroc", "effect"]].to_numpy() for _, part in wide.groupby(level="probe")]
-        rng = np.random.default_rng(0)
-        draws = []
-        for _ in range(RESAMPLES):
-            drawn = np.concatenate([by_direction[i] for i in rng.integers(0, len(by_direction), len(by_direction))])
-            draws.append(_rank_correlation(*drawn.T))
-        lower, upper = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
-        last = found[found.step == found.step.max()].iloc[0]
-        rows.append(
-            {
-                **tables.NOT_APPLICABLE,
-                "model": model,
-                "revision": last.revision,
-                "step": int(last.step),
-                "weights": last.weights,
-                "design": design,
-                "bos": bool(last.bos),
-                "target": target,
-                "protocol": last.protocol,
-                "score": "spearman",
-                "level": 0.0,
-                "estimate": _rank_correlation(wide.auroc.to_numpy(), wide.effect.to_numpy()),
-                "lower": float(lower),
-                "upper": float(upper),
-                "n_texts": int(last.n_texts),
-                "n_groups": len(by_direction),
-                "note": f"detection (auroc) against steering (effect) over {len(wide)} directions, layers and revisions",
-            }
-        )
-    return rows
-
-
-def gather(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The parts together, with the correlations over all of them."""
-    import pandas as pd
-
-    table = tables.gather(paths)
-    return tables.frame(pd.concat([table, tables.frame(detection_against_steering(table))], ignore_index=True))
 
 
 class Sample:
@@ -325,7 +306,12 @@ class Sample:
         self.targets = list(design.readouts)
         self.signs = np.array([np.where(designs.parity(design, name)[chosen], 1.0, -1.0) for name in self.targets])
         self.words = [
-            np.array([_tokens(tokenizer, readout, side, chosen) for side in (readout.positive, readout.negative)])
+            np.array(
+                [
+                    causal_use.tokens_said(tokenizer, readout, side, chosen)
+                    for side in (readout.positive, readout.negative)
+                ]
+            )
             for readout in self.readouts
         ]
         self.groups = list(_groups(model, tokenizer, design, chosen, bos=bos))
@@ -548,16 +534,6 @@ def _nudged(hidden: Float[Tensor, "D b s d"], *, at_site: Float[Tensor, "b d"]) 
     return torch.cat([hidden[:, :, :1] + at_site[None, :, None], hidden[:, :, 1:]], dim=2)
 
 
-def _tokens(
-    tokenizer: PreTrainedTokenizerFast, readout: designs.ReadOut, words: Sequence[str], chosen: Int[np.ndarray, " m"]
-) -> Int[np.ndarray, " m"]:
-    known: dict[str, int] = {}
-    for index in chosen:
-        if words[index] not in known:
-            known[words[index]] = language_model.next_token(tokenizer, readout.prefixes[index], words[index])
-    return np.array([known[words[index]] for index in chosen])
-
-
 def _excluded(site: Mapping[str, Any], target: str, probe: str, reason: str, score: str = "flip") -> dict[str, Any]:
     empty = {"score": score, "estimate": math.nan, "n_texts": 0, "n_groups": 0}
     return {**site, "target": target, "probe": probe, **empty, "note": f"excluded: {reason}"}
@@ -587,6 +563,8 @@ class _Feature:
         self.layers = list(layers)
         labels = designs.parity(design, target)
         self.held_out_labels = labels[detecting.chosen]
+        self.held_out_features = {name: values[detecting.chosen] for name, values in design.factors.items()}
+        self.held_out_features.setdefault(target, self.held_out_labels)
         features = {name: values[fitting.chosen] for name, values in design.factors.items()}
         pairs = directions.minimal_pairs(design.items[fitting.chosen], features, target)
         features.setdefault(target, labels[fitting.chosen])
@@ -775,6 +753,8 @@ class _Feature:
                 yield {**row, "score": "effect", "level": 0.0, **ends}
                 count = {"n_texts": len(self.held_out_labels), "n_groups": self.units}
                 yield {**row, "score": "auroc", "level": 0.5, "estimate": detected, **count}
+                others = reads_others(self.projected[name, layer], self.held_out_features, self.target)
+                yield {**row, "score": "reads_others", "level": 0.0, "estimate": others, **count}
 
     def _doses(self, chosen: Mapping[tuple[str, str], Setting]) -> Iterator[dict[str, Any]]:
         """Dose response of every direction at its own layer for each position, and the setting that was chosen."""
@@ -913,6 +893,10 @@ class _Feature:
         still = [Move(0 * gap, 0.0)]
         clean = self.reporting.outcome(self.readout, ANSWER, layers[:1], still).probability[0, self.readout]
         true = self.reporting.signs[self.readout] > 0
+        if true.all() or not true.any():
+            site = {**self.site, "position": ANSWER, "layer": common.layer}
+            yield _excluded(site, self.target, "mass_mean:got", "the sample has one class only", "nie_false_true")
+            return
         whole = clean[true].mean() - clean[~true].mean()
         where = {**self.site, "position": ANSWER, "layer": common.layer}
         for score, side, towards in (("nie_false_true", ~true, 1.0), ("nie_true_false", true, -1.0)):
@@ -1003,18 +987,5 @@ def _share(vector: Float[np.ndarray, " d"], basis: Float[np.ndarray, "k d"]) -> 
 
 
 def _auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
-    ranks, positive = _ranks(scores), labels.sum()
-    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """From 1; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Spearman's, NaN where one of the two does not vary."""
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+    order, positive = ranks(scores), labels.sum()
+    return float((order[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))

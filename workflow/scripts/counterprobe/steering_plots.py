@@ -98,7 +98,8 @@ def _pareto(axis: Axes, own: pd.DataFrame) -> None:
     """Off-target against on-target flips, one mark a dose."""
     scores = own[own.score.isin(["flip", "off_target"])]
     if not (scores.score == "off_target").any():
-        axis.text(0.5, 0.5, "no other answer\nfollows", ha="center", va="center", fontsize=8, color=plots.GREY)
+        words = {"ha": "center", "va": "center", "fontsize": 8, "color": plots.GREY}
+        axis.text(0.5, 0.5, "no other answer\nfollows", transform=axis.transAxes, **words)
     wide = scores.pivot_table(index=["direction", "dose"], columns="score", values=["estimate", "lower", "upper"])
     for direction in sorted(wide.index.get_level_values(0).unique(), key=lambda name: name in STYLES):
         at = wide.loc[direction]
@@ -168,7 +169,7 @@ def _gallery(figure, texts: pd.DataFrame, design: designs.Design) -> None:
     axis = figure.subplots()
     axis.set_axis_off()
     lines = []
-    for (target, _), both in texts.groupby(["target", "seed"], sort=False):
+    for (target, _), both in texts.groupby(["target", "seed"]):
         notes = both.set_index("direction").note
         steered = next(name for name in notes.index if name != "none")
         prompt, _, before = notes["none"].partition(" | ")
