@@ -179,7 +179,7 @@ def peers(x) -> dict:
                 trainer.update(step, batch)
 
         found["dictionary-learning"] = learning
-    except ImportError as missing:
+    except (ImportError, RuntimeError) as missing:
         print(f"  dictionary-learning: {missing}")
     try:
         from overcomplete.sae import TopKSAE, train_sae
@@ -196,7 +196,7 @@ def peers(x) -> dict:
             return [list(range(start, start + BATCH)) for start in range(0, len(x), BATCH)]
 
         found["overcomplete"] = overcomplete
-    except ImportError as missing:
+    except (ImportError, RuntimeError) as missing:
         print(f"  overcomplete: {missing}")
     return found
 

@@ -116,7 +116,6 @@ def of_weights(
     settings = spec["dictionaries"]
     bos, first = replacement.settings_of(spec)
     scored = replacement.split_texts(design, settings["held_out"], settings["seed"])
-    seen = designs.thinned(design, settings["items"], np.random.default_rng([settings["seed"], 4]))
     kept = np.flatnonzero(scored)
     shown = designs.without(design, np.flatnonzero(~scored).tolist())
     shown = designs.thinned(shown, settings["items"], np.random.default_rng([settings["seed"], 5]))
@@ -139,7 +138,7 @@ def of_weights(
                     yield from scoring.replaced(dictionary, train.x)
             if inputs != DESIGN:
                 continue
-            yield from probed(model, tokenizer, seen, those, layer, spec, row)
+            yield from probed(model, tokenizer, design, those, layer, spec, row)
             yield from moved(model, tokenizer, design, kept, those, layer, around, spec, row, scoring)
 
 

@@ -9,9 +9,6 @@ Networks 10(3), 626; https://doi.org/10.1109/72.761722),
 is two matrix products a chunk, for K can be taken out of either: W K is one matrix, and Σ g xᵀ is multiplied by K once.
 Nothing but the d × d sums is kept: memory O(d² + chunk), whatever the number of rows.
 
-The iteration runs on the first 1/16 of the chunks until it moves less than sampling noise, and on all of them from there:
-the answer is the fixed point on ALL rows, reached in fewer full passes.
-
 Results are in the data's own units: `unmixing` [m, d] reads (s = unmixing (x − μ), unit variance), `mixing` [d, m] holds what
 a component writes. With m = d they are inverses; a component's direction in activation space is a mixing column.
 
@@ -35,13 +32,6 @@ from counterprobe.progress import UserError
 
 # An axis with less of the largest variance than this is rounding of float32 data.
 NEGLIGIBLE = 1e-10
-COARSE = 16
-# The iteration on a part of the data stops here: what is left is the part's own sampling error.
-COARSE_TOLERANCE = 1e-2
-# And here in any case: on few rows it may turn in circles.
-COARSE_ITERATIONS = 20
-# Rows a component that the part must have.
-ROWS_A_COMPONENT = 32
 
 Chunks = Sequence[Float[Tensor, "_ d"]]
 
@@ -135,17 +125,12 @@ def fit(
     turned = torch.randn(wanted, wanted, generator=generator, dtype=torch.float64).to(whiten.device)
     rotation = decorrelate(turned)
     done, moved = 0, float("inf")
-    few = chunks[: max(1, len(chunks) // COARSE)]
-    coarse = len(few) < len(chunks) and sum(map(len, few)) >= ROWS_A_COMPONENT * wanted
-    stages = [(few, COARSE_TOLERANCE, min(iterations - 1, COARSE_ITERATIONS))] if coarse else []
-    for part, enough, most in [*stages, (chunks, tolerance, iterations)]:
-        moved = float("inf")
-        while done < most and moved > enough:
-            updated = _update(part, measured.mean, whiten, rotation)
-            moved = float((1 - (updated * rotation).sum(1).abs()).abs().max())
-            rotation, done = updated, done + 1
-        if not moved == moved:
-            raise UserError("ICA: the iteration left the numbers (NaN); look at the activations")
+    while done < iterations and moved > tolerance:
+        updated = _update(chunks, measured.mean, whiten, rotation)
+        moved = float((1 - (updated * rotation).sum(1).abs()).abs().max())
+        rotation, done = updated, done + 1
+    if not moved == moved:
+        raise UserError("ICA: the iteration left the numbers (NaN); look at the activations")
     if moved > tolerance:
         progress.logger("ica").warning("no convergence in %d iterations, last moved by %.1e", done, moved)
     return Components(
