@@ -134,7 +134,7 @@ MODULES = {
     "probes": PROBING
     | ON_NEURONS
     | {"measure_dictionaries", "measure_geometry", "ablate_components", "steer_features"},
-    "statistics": {"audit_design", "probe_planted"},
+    "statistics": {"audit_design", "probe_planted", "draw_embedding"},
     "probe_grid": PROBING | ON_NEURONS | {"measure_dictionaries", "measure_geometry", "ablate_components"},
     "label_controls": {
         *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
@@ -147,7 +147,7 @@ MODULES = {
     "directions": {"steer_features"},
     "interventions": {"steer_features", "swap_features"},
     "steering": {"steer_features"},
-    "detection": {"steer_features", "gather_steering"},
+    "detection": {"steer_features"},
     "steering_plots": {"draw_steering"},
     "judgement": {"judge_targets"},
     "claims": {"judge_claims"},
@@ -205,7 +205,7 @@ def test_code_of_a_notebook_counts_and_its_words_do_not(smoke, changed):
 def test_an_environment(smoke, changed):
     path = "envs/plots.yaml"
     changed(path, (smoke.root / path).read_text() + "# edited\n")
-    assert smoke.triggered(*SMOKE) == FIGURES
+    assert smoke.triggered(*SMOKE) == FIGURES | {"judge_claims"}
 
 
 def test_touching_scripts_and_configuration_reruns_nothing(smoke):
