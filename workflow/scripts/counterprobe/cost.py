@@ -312,12 +312,15 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         model, _, _, memory = sized(unit)
         moves = 2 + 2 * config["use"]["nulls"] + 2 * config["use"]["beside"]
         layers = 1 if config["use"]["layers"] == "middle" else len(config["use"]["layers"])
-        asked = 2 * moves * config["use"]["items"] * 16 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
-        yield "swap_features", MODEL + 2 * model.blocks * asked / _rate(config, model), memory, 50e3, 0
+        # Of an item one text for each of the 8 cells of three factors, and from the swapped layer on.
+        asked = 2 * moves * config["use"]["items"] * 8 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
+        yield "swap_features", MODEL + model.blocks * asked / _rate(config, model), memory, 50e3, 0
     for unit in plan.steered_units(config):
         model, size, _, memory = sized(unit)
         seconds = STEERED if unit.revision in plan.control_revisions(config, unit.model) else DETECTED
-        yield "steer_features", MODEL + seconds * max(1, model.blocks / BLOCKS) * _doses(config), memory, 150e3, 0
+        # Doses are a batch: it holds several copies of what a pass does.
+        seconds *= max(1, model.blocks / BLOCKS) * _doses(config)
+        yield "steer_features", MODEL + seconds, 1.6 * memory, 150e3, 0
     for unit in plan.interference_units(config):
         model, size, _, memory = sized(unit)
         yield "measure_interference", MODEL + INTERFERENCE * size * max(1, model.blocks / BLOCKS), memory, 40e3, 0
