@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from counterprobe import capacity, designs, planted_activations, probe_grid, splits
-from counterprobe.probe_grid import Resampling
+from counterprobe.probe_grid import Resampling, Units
 
 SETTINGS = {"penalties": [0.001, 0.1], "outer_folds": 4, "inner_folds": 2, "seed": 0}
 CAPACITY = {
@@ -157,7 +157,7 @@ def test_peaks_are_where_the_means_are_highest():
     selectivity = np.array([0.0, 0.3, 0.1, 0.05])[:, None, None] + 0.02 * rng.standard_normal((4, 200, 1))
     units = np.arange(200)
     weights = rng.multinomial(200, np.full(200, 1 / 200), size=300).astype(np.float32)
-    resampling = Resampling(((np.array([0]), weights, units, None),), 0.95)
+    resampling = Resampling((Units(np.array([0]), weights, units, units, None),), 0.95)
     rows = {row["score"]: row for row in capacity.peak_rows(accuracy, selectivity, "abcd", resampling, ["t"], {})}
     assert rows["peak_accuracy"]["estimate"] == 3
     assert rows["peak_accuracy"]["note"] == "d"

@@ -118,6 +118,18 @@ def test_a_saturated_rung_is_compared_in_bits(design):
     assert table.loc["speaker", "bits_above"] == pytest.approx(0.0, abs=0.02)
 
 
+def test_a_saturated_model_is_compared_in_bits_too(design):
+    noisy = probes()
+    of_rungs = (noisy.weights == "spectrum") & (noisy.target == "negated^match")
+    # As far from the model in accuracy as four deviations: too few of them for three seeds, unlike in bits.
+    noisy.loc[of_rungs & (noisy.score == "accuracy"), "estimate"] = [0.6, 0.7, 0.8]
+    noisy.loc[of_rungs & (noisy.score == "bits"), "estimate"] = [0.1, 0.11, 0.12]
+    assert judged(design, probes=noisy).loc["negated^match", "read"] == "learned"
+    below = (noisy.target == "negated^match") & (noisy.weights == "trained") & (noisy.score == "accuracy")
+    noisy.loc[below & noisy.layer.isin([-1]), "estimate"] = 0.94
+    assert judged(design, probes=noisy).loc["negated^match", "read"] == "decodable"
+
+
 def test_a_collapsed_rung_explains_nothing(design):
     dead = row(weights="spectrum", layer=1, score="collapsed", estimate=1.0)
     table = judged(design, health=tables.frame([dead]))

@@ -104,6 +104,24 @@ class TestBootstrap:
         expected = self.naive(self.values[:, 0], self.weights, tail)
         np.testing.assert_allclose([interval.lower[0], interval.upper[0]], expected, rtol=1e-5)
 
+    def test_texts_that_share_their_weights_are_summed_first(self):
+        weights, of_text = statistics.shared_weights(statistics.two_way_weights(self.items, None, 300, rng()))
+        assert weights.shape == (300, 20)
+        whole = weights[:, of_text]
+        self.values[self.items < 5, 2] = np.nan
+        labels, cells = rng(5).random((80, 7)) < 0.4, np.repeat(np.tile(np.arange(4), 20)[:, None], 7, axis=1)
+        filled = np.nan_to_num(self.values)
+        for function, arguments in (
+            (statistics.bootstrap, (self.values,)),
+            (statistics.balanced_bootstrap, (self.values, labels)),
+            (statistics.auroc_bootstrap, (filled, labels)),
+            (lambda *given, **named: statistics.cell_bootstrap(*given, **named)[1], (filled, cells)),
+        ):
+            expected = function(*arguments, whole)
+            found = function(*arguments, weights, of_text=of_text)
+            for end in ("estimate", "lower", "upper"):
+                np.testing.assert_allclose(getattr(found, end), getattr(expected, end), atol=2e-6)
+
     def test_differences_are_paired(self):
         noise = rng(4).standard_normal((80, 1))
         paired = statistics.bootstrap((noise + 0.1) - noise, self.weights)

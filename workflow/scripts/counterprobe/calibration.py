@@ -82,7 +82,7 @@ class Bench:
 
     design: Design
     folds: Mapping[str, tuple[Fold, ...]]
-    weights: Float[np.ndarray, "R n"]
+    group: probe_grid.Units
     units: int
     pool: Bool[np.ndarray, "n P"]
     carriers: Int[np.ndarray, " items"]
@@ -101,12 +101,11 @@ def bench(spec: Mapping[str, Any]) -> Bench:
         protocol: splits.folds(design, protocol, 0, n_folds=settings["outer_folds"], seed=settings["seed"])
         for protocol in splits.PROTOCOLS
     }
-    items, carriers = statistics.inference_units(design, TARGET)
-    [(_, weights, _, _)] = probe_grid.resample(design, [TARGET], spec["statistics"], settings["seed"]).groups
+    [group] = probe_grid.resample(design, [TARGET], spec["statistics"], settings["seed"]).groups
     pool, _ = probe_controls.dichotomy_pool(design, [TARGET], settings)
     of_item = np.zeros(len(design.item_names), dtype=np.int64)
     of_item[design.items] = design.carriers["speaker"]
-    return Bench(design, folds, weights, statistics.fewest_units(items, carriers), pool, of_item, spec)
+    return Bench(design, folds, group, group.fewest(np.ones(len(design.texts), bool)), pool, of_item, spec)
 
 
 # --- one verdict ---------------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def read_evidence(
 
 def _measured(values: Float[np.ndarray, " n"], on: Bench) -> Measured:
     confidence = on.settings["statistics"]["confidence"]
-    interval = statistics.bootstrap(values[:, None], on.weights, confidence, on.units)
+    interval = statistics.bootstrap(values[:, None], on.group.weights, confidence, on.units, on.group.of_text)
     return Measured(
         float(interval.estimate[0]), float(interval.lower[0]), float(interval.upper[0]), on.units, confidence
     )
@@ -182,7 +181,7 @@ def use_evidence(
     nulls = on.settings["calibration"]["nulls"]
     fitted = coordinate_swaps.directions(x, on.design, fitted_on, TARGET, on.pool, nulls, rng)
     # A resample that draws none of these units is no resample of them.
-    weights = on.weights[:, tried_on]
+    weights = on.group.weights[:, on.group.of_text[tried_on]]
     return coordinate_swaps.evidence(
         readout,
         x,

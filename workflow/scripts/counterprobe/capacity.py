@@ -293,11 +293,13 @@ def mean_rows(
     values: Float[np.ndarray, "n T"], resampling: Resampling, names: Sequence[str], row: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """One row a target: the mean over its texts, with the interval of its own units."""
-    for columns, weights, items, carriers in resampling.groups:
-        tested = ~np.isnan(values[:, columns]).all(axis=1)
-        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
-        interval = statistics.bootstrap(values[tested][:, columns], weights[:, tested], resampling.confidence, units)
-        for place, column in enumerate(columns):
+    for group in resampling.groups:
+        tested = ~np.isnan(values[:, group.columns]).all(axis=1)
+        units = group.fewest(tested)
+        interval = statistics.bootstrap(
+            values[tested][:, group.columns], group.weights, resampling.confidence, units, group.of_text[tested]
+        )
+        for place, column in enumerate(group.columns):
             yield {
                 **row,
                 "target": names[column],
@@ -319,10 +321,12 @@ def peak_rows(
 ) -> Iterator[dict[str, Any]]:
     """At which family either peaks, counted from 0, and how much later accuracy does, over the bootstrap."""
     tail = (1 - resampling.confidence) / 2
-    for columns, weights, items, carriers in resampling.groups:
-        for column in columns:
+    for group in resampling.groups:
+        for column in group.columns:
             tested = ~np.isnan(accuracy[0, :, column])
-            w = np.concatenate([np.ones((1, int(tested.sum()))), weights[:, tested].astype(np.float64)])
+            w = np.concatenate(
+                [np.ones((1, int(tested.sum()))), group.weights[:, group.of_text[tested]].astype(np.float64)]
+            )
             w = w[w.any(axis=1)]
             peaks = {
                 # Rounded, or rounding errors would settle ties for the larger family.
@@ -334,7 +338,7 @@ def peak_rows(
                 "peak_selectivity": peaks["selectivity"],
                 "peak_difference": peaks["accuracy"] - peaks["selectivity"],
             }
-            units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
+            units = group.fewest(tested)
             for score, found in shown.items():
                 lower, upper = np.quantile(found[1:], (tail, 1 - tail), method="inverted_cdf")
                 yield {

@@ -346,10 +346,12 @@ def probed(
                 "n_tokens": len(x),
                 "note": dictionary.note,
             }
-            for columns, weights, items, carriers in resampling.groups:
-                units = statistics.fewest_units(items, carriers)
-                interval = statistics.bootstrap(correct[:, columns], weights, inference["confidence"], units)
-                for place, column in enumerate(columns):
+            for group in resampling.groups:
+                units = statistics.fewest_units(group.items, group.carriers)
+                interval = statistics.bootstrap(
+                    correct[:, group.columns], group.weights, inference["confidence"], units, group.of_text
+                )
+                for place, column in enumerate(group.columns):
                     ends = {name: float(getattr(interval, name)[place]) for name in ("estimate", "lower", "upper")}
                     yield {**row, "target": targets[column], "n_groups": units, **ends}
 

@@ -551,7 +551,8 @@ def probe_rows(
     spread = 0.0
     if not constant(x, design):
         spread = float(np.sqrt(((x - x.mean(axis=0, dtype=np.float64)) ** 2).sum(axis=1).mean()))
-    for columns, weights, items, carriers in resampling.groups:
+    for group in resampling.groups:
+        columns = group.columns
         wanted: list[_Mean] = []
         for target in (targets[column] for column in columns):
             row = {**site, "target": target, "note": _notes(design, target)}
@@ -561,15 +562,10 @@ def probe_rows(
             # The parity of all factors: its units are those of every target.
             wanted += _shattering(reading.dichotomies, site)
         tested = ~np.isnan(reading.correct[:, columns]).all(axis=1)
-        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
+        units = group.fewest(tested)
         # One product of weights and values for all numbers of these units.
         values = np.stack([mean.values for mean in wanted], axis=1)[tested]
-        means = statistics.bootstrap(
-            values,
-            weights if tested.all() else weights[:, tested],
-            confidence=resampling.confidence,
-            units=units,
-        )
+        means = statistics.bootstrap(values, group.weights, resampling.confidence, units, group.of_text[tested])
         for place, mean in enumerate(wanted):
             if mean.hidden:
                 continue

@@ -4,8 +4,10 @@ Nothing is measured here. One row a model, revision, design, read position and t
 
 READ   under the first protocol that holds something out, every fold at the layer its inner folds chose. Dichotomies,
        tokens and the sign-flip p of the contrast are those of the layer whose probe told most on the inner folds.
-       Compared with every rung by accuracy; by bits where a rung reads more than 95%. Kept and randomised embeddings
-       count as two rungs. A rung of which most layers have collapsed is left out.
+       Compared with every rung by accuracy; by bits where the trained model or a seed of a rung reads more than 95%,
+       where accuracies are squeezed against 1. All of them decide alike: under the hypothesis that is tested the trained
+       model is one more seed, and a choice that singled it out would bias the test. Kept and randomised embeddings count
+       as two rungs. A rung of which most layers have collapsed is left out.
 USE    at the layer where the target was swapped: the effect on its own read-out where the model answers it, else the
        divergence.
 
@@ -169,7 +171,8 @@ def _read_evidence(
     chosen = plain[plain.layer == -1].set_index("score")
     accuracy = _measured(chosen.loc[rate])
     rungs = {score: _rungs(of_target, health, site, score) for score in (rate, "bits")}
-    saturated = any(np.mean(seeds) > SATURATED for seeds in rungs[rate].values())
+    rates = np.concatenate([[accuracy.estimate], *rungs[rate].values()])
+    saturated = bool((rates > SATURATED).any())
     score = "bits" if saturated else rate
     strongest = max((float(np.mean(seeds)) for seeds in rungs["bits"].values()), default=float("nan"))
     at_layer = trained[trained.layer == layer]

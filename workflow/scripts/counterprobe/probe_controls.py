@@ -393,14 +393,14 @@ def _paired(
     only: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row a target: the mean of per-text values with the interval of the target's own units."""
-    for columns, weights, items, carriers in resampling.groups:
-        wanted = [column for column in columns if only is None or targets[column] in only]
+    for group in resampling.groups:
+        wanted = [column for column in group.columns if only is None or targets[column] in only]
         if not wanted:
             continue
         tested = ~np.isnan(values[:, wanted]).all(axis=1)
-        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
+        units = group.fewest(tested)
         interval = statistics.bootstrap(
-            values[tested][:, wanted], weights[:, tested], confidence=resampling.confidence, units=units
+            values[tested][:, wanted], group.weights, resampling.confidence, units, group.of_text[tested]
         )
         for place, column in enumerate(wanted):
             yield {

@@ -79,10 +79,29 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Resampling:
-    """For the targets that share their units: columns, bootstrap weights [R, n], items [n] and carriers [n, c]."""
+class Units:
+    """Targets (`columns`) that are resampled together.
 
-    groups: tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], ...]
+    weights are the bootstrap's, one column for the texts that are always drawn together, and of_text says which is each
+    text's (`statistics.shared_weights`); items and carriers are the units themselves, None where only items are drawn.
+    """
+
+    columns: Int[np.ndarray, " k"]
+    weights: Float[np.ndarray, "R u"]
+    of_text: Int[np.ndarray, " n"]
+    items: Int[np.ndarray, " n"]
+    carriers: Int[np.ndarray, "n c"] | None
+
+    def fewest(self, tested: Bool[np.ndarray, " n"]) -> int:
+        """Units of the way with the fewest, among the tested texts."""
+        return statistics.fewest_units(self.items[tested], None if self.carriers is None else self.carriers[tested])
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """The units of every target."""
+
+    groups: tuple[Units, ...]
     confidence: float
 
 
@@ -337,7 +356,7 @@ def resample(design: Design, targets: Sequence[str], settings: Mapping[str, Any]
         weights = statistics.two_way_weights(
             items, carriers, settings["resamples"], np.random.default_rng([seed, index]), design.strata
         )
-        groups.append((np.array(columns), weights, items, carriers))
+        groups.append(Units(np.array(columns), *statistics.shared_weights(weights), items, carriers))
     return Resampling(tuple(groups), settings["confidence"])
 
 
@@ -354,11 +373,11 @@ def score_rows(
     Where a feature is rare all have balanced accuracy as well: accuracy hides what happens to its few texts.
     """
     full = site["probe"] == REFERENCE and site["protocol"] != PUBLISHED
-    for columns, weights, items, carriers in resampling.groups:
+    for group in resampling.groups:
+        columns, weights = group.columns, group.weights
         tested = ~np.isnan(held_out.correct[:, columns]).all(axis=1)
-        weights = weights[:, tested]
-        units = statistics.fewest_units(items[tested], None if carriers is None else carriers[tested])
-        common = {"confidence": resampling.confidence, "units": units}
+        units = group.fewest(tested)
+        common = {"confidence": resampling.confidence, "units": units, "of_text": group.of_text[tested]}
         correct, truth = held_out.correct[tested][:, columns], labels[tested][:, columns]
         share = labels[:, columns].mean(axis=0)
         # What saying the same of every text reaches: one half where classes are balanced.
@@ -398,7 +417,7 @@ def cell_rows(
     design: Design,
     pairs: Sequence[str],
     tested: Bool[np.ndarray, " texts"],
-    weights: Float[np.ndarray, "R n"],
+    weights: Float[np.ndarray, "R u"],
     common: Mapping[str, Any],
     row: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ whether names do. Fewer than six units cannot reach p = .05 whatever the data (2
 p-value).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,28 +110,44 @@ def two_way_weights(
     return weights
 
 
+def shared_weights(
+    weights: Float[np.ndarray, "R n"],
+) -> tuple[Float[np.ndarray, "R u"], Int[np.ndarray, " n"]]:
+    """The distinct columns of weights, and which of them is each text's: texts of a unit are drawn together.
+
+    What is resampled for hundreds of columns is then summed over the texts of a unit once.
+    """
+    _, first, of_text = np.unique(
+        np.ascontiguousarray(weights.T).view(np.dtype((np.void, weights.itemsize * len(weights)))).ravel(),
+        return_index=True,
+        return_inverse=True,
+    )
+    return np.ascontiguousarray(weights[:, first]), of_text
+
+
 def bootstrap(
     values: Float[np.ndarray, "n K"],
-    weights: Float[np.ndarray, "R n"],
+    weights: Float[np.ndarray, "R u"],
     confidence: float = 0.95,
     units: int | None = None,
+    of_text: Int[np.ndarray, " n"] | None = None,
 ) -> Interval:
     """Mean of each column with its percentile interval. Differences are paired by passing differences.
 
     For accuracy (ties as 1/2), bits, margins: anything that is a mean over texts. NaN marks texts a column
     has no value for. `units`: number of units of the way with the fewest; widens the percentiles as
-    Student's t does.
+    Student's t does. `of_text`: the column of `weights` that is each text's (`shared_weights`); None: one a text.
     """
     lower, upper = _percentiles(confidence, units)
     known = ~np.isnan(values)
+    summed = _members(of_text, weights)
+    total_of_unit = summed(np.where(known, values, 0).astype(np.float32))
+    count_of_unit = summed((known if not known.all() else known[:, :1]).astype(np.float32))
     parts = []
     for block in _blocks(values.shape[1], len(weights)):
-        total = weights @ np.where(known[:, block], values[:, block], 0).astype(np.float32)
-        if known[:, block].all():
-            count = weights.sum(axis=1, dtype=np.float64)[:, None]
-        else:
-            count = weights @ known[:, block].astype(np.float32)
-        parts.append(_quantiles(_ratio(total, count), lower, upper))
+        # One column of counts stands for all where no value is missing.
+        count = weights @ (count_of_unit[:, block] if count_of_unit.shape[1] == values.shape[1] else count_of_unit)
+        parts.append(_quantiles(_ratio(weights @ total_of_unit[:, block], count), lower, upper))
     ends = _rounded(parts)
     return Interval(_ratio(np.nansum(values, axis=0), known.sum(axis=0)), ends[0], ends[1])
 
@@ -139,20 +155,22 @@ def bootstrap(
 def balanced_bootstrap(
     values: Float[np.ndarray, "n K"],
     labels: Bool[np.ndarray, "n K"],
-    weights: Float[np.ndarray, "R n"],
+    weights: Float[np.ndarray, "R u"],
     confidence: float = 0.95,
     units: int | None = None,
+    of_text: Int[np.ndarray, " n"] | None = None,
 ) -> Interval:
     """As `bootstrap`, for the mean of the two class means: balanced accuracy where a label is rare."""
     lower, upper = _percentiles(confidence, units)
     known = ~np.isnan(values)
     filled = np.where(known, values, 0).astype(np.float32)
+    summed = _members(of_text, weights)
     estimate, parts = np.zeros(values.shape[1]), []
     for block in _blocks(values.shape[1], len(weights)):
         draws: float | np.ndarray = 0.0
         for side in (labels[:, block], ~labels[:, block]):
             shown = (known[:, block] & side).astype(np.float32)
-            draws = draws + _ratio(weights @ (filled[:, block] * shown), weights @ shown) / 2
+            draws = draws + _ratio(weights @ summed(filled[:, block] * shown), weights @ summed(shown)) / 2
             estimate[block] += _ratio((filled[:, block] * shown).sum(axis=0), shown.sum(axis=0)) / 2
         parts.append(_quantiles(draws, lower, upper))
     ends = _rounded(parts)
@@ -162,9 +180,10 @@ def balanced_bootstrap(
 def cell_bootstrap(
     values: Float[np.ndarray, "n K"],
     cells: Int[np.ndarray, "n K"],
-    weights: Float[np.ndarray, "R n"],
+    weights: Float[np.ndarray, "R u"],
     confidence: float = 0.95,
     units: int | None = None,
+    of_text: Int[np.ndarray, " n"] | None = None,
 ) -> tuple[Interval, Interval]:
     """Means of each column over the texts of each of its cells [K, C], and the lowest of them [K].
 
@@ -177,8 +196,8 @@ def cell_bootstrap(
     """
     n_cells = int(cells.max()) + 1
     apart = np.where(cells[:, :, None] == np.arange(n_cells), values[:, :, None], np.nan).reshape(len(values), -1)
-    each = bootstrap(apart, weights, confidence, units)
-    strict = bootstrap(apart, weights, 1 - (1 - confidence) / n_cells, units)
+    each = bootstrap(apart, weights, confidence, units, of_text)
+    strict = bootstrap(apart, weights, 1 - (1 - confidence) / n_cells, units, of_text)
     estimate, lower, upper, strict_upper = (
         end.reshape(-1, n_cells) for end in (each.estimate, each.lower, each.upper, strict.upper)
     )
@@ -189,10 +208,11 @@ def cell_bootstrap(
 def auroc_bootstrap(
     scores: Float[np.ndarray, "n K"],
     labels: Bool[np.ndarray, "n K"],
-    weights: Float[np.ndarray, "R n"],
+    weights: Float[np.ndarray, "R u"],
     confidence: float = 0.95,
     units: int | None = None,
     folds: Int[np.ndarray, "n"] | None = None,
+    of_text: Int[np.ndarray, " n"] | None = None,
 ) -> Interval:
     """Area under the ROC curve, ties as 1/2, with its percentile interval.
 
@@ -201,12 +221,8 @@ def auroc_bootstrap(
     form in them. With `folds`, only pairs within one fold count, since probes of different folds score on
     different scales.
     """
-    _, first, unit_of = np.unique(
-        np.ascontiguousarray(weights.T).view(np.dtype((np.void, weights.itemsize * len(weights)))).ravel(),
-        return_index=True,
-        return_inverse=True,
-    )
-    w = weights[:, first].astype(np.float64)
+    distinct, unit_of = shared_weights(weights) if of_text is None else (weights, of_text)
+    w = distinct.astype(np.float64)
     parts = []
     for rows in [np.flatnonzero(folds == f) for f in np.unique(folds)] if folds is not None else [slice(None)]:
         here, local = np.unique(unit_of[rows], return_inverse=True)
@@ -214,7 +230,7 @@ def auroc_bootstrap(
     lower, upper = _percentiles(confidence, units)
     columns = []
     for score, label in zip(scores.T, labels.T, strict=True):
-        wins, pairs = np.zeros((2, len(first), len(first)))
+        wins, pairs = np.zeros((2, w.shape[1], w.shape[1]))
         for rows, block, member in parts:
             s, positive = score[rows], label[rows]
             won = 0.5 + 0.5 * np.sign(s[positive][:, None] - s[~positive])
@@ -516,6 +532,16 @@ def _draws(
 def _nested(inner: Int[np.ndarray, "n"], outer: Int[np.ndarray, "n"]) -> bool:
     pairs = np.unique(np.stack([inner, outer], axis=1), axis=0)
     return len(pairs) == len(np.unique(inner))
+
+
+def _members(
+    of_text: Int[np.ndarray, " n"] | None, weights: Float[np.ndarray, "R u"]
+) -> Callable[[Float[np.ndarray, "n K"]], Float[np.ndarray, "u K"]]:
+    """Sums over the texts that share a column of weights; each is its own where `of_text` is None."""
+    if of_text is None:
+        return lambda values: values
+    member = (np.arange(weights.shape[1])[:, None] == of_text).astype(np.float32)
+    return lambda values: member @ values
 
 
 def _blocks(n_columns: int, n_resamples: int) -> list[slice]:
