@@ -123,6 +123,12 @@ def test_a_difference_of_rows_has_the_interval_of_independent_numbers():
     assert found(leg({"above": 0.3}, versus=versus | {"table": "u"}), row(0.9)).reason == "this run has no table u"
 
 
+def test_a_number_can_be_held_against_a_multiple_of_another():
+    versus = {"where": {"target": "a"}, "times": 0.5}
+    seen = found(leg({"below": 0}, versus=versus), row(0.2, 0.03), row(0.6, 0.08, target="a"))
+    assert (seen.holds, seen.estimate, seen.upper) == ("yes", pytest.approx(-0.1), pytest.approx(-0.05))
+
+
 def test_every_rung_has_to_be_exceeded():
     versus = {"where": {"weights": {"not": "trained"}}, "by": ["weights"]}
     rungs = [row(x, weights="init", seed=k) for k, x in enumerate((0.50, 0.51, 0.52))]

@@ -62,6 +62,21 @@ def test_a_tuned_lens_undoes_a_rotation_that_blinds_the_logit_lens_and_leaves_no
     assert divergence(model, final, tuned(noise, 1)) > 0.8 * nothing
 
 
+def test_noise_on_unlikely_tokens_moves_log_probabilities_and_hardly_the_divergence():
+    """Where one token has nearly all the probability, and, a uniform distribution, where no token is less likely."""
+    one = torch.full((400, 100), 0.01 / 99).log()
+    one[:, 7] = torch.tensor(0.99).log()
+    for p, kl, distance in ((one, 0.02, 0.85), (torch.full((400, 100), 0.01).log(), 0.9, 0.9)):
+        few, every = layerwise.unlikely(p.log_softmax(dim=1), torch.Generator().manual_seed(0))
+        shares = few.sum(axis=0) / every.sum(axis=0)
+        assert few.shape == (400, 2)
+        if kl < 0.1:
+            assert shares[0] < kl
+        else:
+            assert shares[0] == pytest.approx(kl, abs=0.05)
+        assert shares[1] == pytest.approx(distance, abs=0.07)
+
+
 @pytest.fixture(scope="module")
 def design():
     return planted_activations.layout(items=32, carriers=8, texts=16)

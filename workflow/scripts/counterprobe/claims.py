@@ -29,8 +29,9 @@ Rows become one number by `reduce`:
     share        share of rows whose interval lies above `bar`: a number without an interval
     largest, smallest    the extreme row, with its interval
 
-`versus` makes the number a difference from other rows, whose intervals are taken as independent, or holds it against the
-95% prediction bound of each group of seeds (`rungs`): mean + t s √(1 + 1/k), the largest of which is the bound.
+`versus` makes the number a difference from other rows (`times` as much of them), whose intervals are taken as independent,
+or holds it against the 95% prediction bound of each group of seeds (`rungs`): mean + t s √(1 + 1/k), the largest of which is
+the bound.
 
 Pitfalls: an interval of a difference that was measured on the same texts is too wide here, never too narrow, where the
 two move together. p and power come from an interval alone and inherit its width.
@@ -209,7 +210,8 @@ def find(leg: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], subject: Ma
             if "by" in versus:
                 bound = _prediction_bound(other, versus["by"], of[0])
             else:
-                seen = _difference(seen, _reduced(other, leg | versus, versus.get("of", of), seen))
+                beside = _reduced(other, leg | versus, versus.get("of", of), seen)
+                seen = _difference(seen, _scaled(beside, versus.get("times", 1.0)))
         return _tested(seen, test, bound, leg.get("margin"))
     except _NotRun as reason:
         return Finding(NOT_RUN, str(reason))
@@ -316,6 +318,10 @@ def _reduced(rows: pd.DataFrame, leg: Mapping[str, Any], of: Sequence[str], seen
         seen,
         **{name: float(part[known].mean()) for name, part in zip(("estimate", "lower", "upper"), values, strict=True)},
     )
+
+
+def _scaled(one: Finding, times: float) -> Finding:
+    return replace(one, estimate=times * one.estimate, lower=times * one.lower, upper=times * one.upper)
 
 
 def _difference(one: Finding, other: Finding) -> Finding:
@@ -465,7 +471,7 @@ def _claim_row(
     }
     if not deciding or NOT_RUN in answers:
         missing = [finding.reason for _, finding in deciding if finding.holds == NOT_RUN]
-        reason = missing[0] if missing else claim["why"]
+        reason = "; ".join(filter(None, [*missing[:1], claim.get("why")]))
         shown = deciding[0][0] if deciding else None
         return row | {
             "verdict": NOT_RUN,

@@ -251,9 +251,13 @@ class _Scoring:
         gap = own.kl - found["isotropic"].kl
         tokens, place = np.unique(self.whole.tokens.ids, return_inverse=True)
         often = np.bincount(place)
-        if len(tokens) > 2 and len(np.unique(often)) > 1:
+        if len(tokens) > 3 and len(np.unique(often)) > 1:
             rho = stats.spearmanr(often, np.bincount(place, gap) / often).statistic
-            yield self.row(dictionary, "frequency", rho, level=0.0)
+            # Bonett and Wright 2000 (Psychometrika 65:23): the standard error of Fisher's z of a rank correlation.
+            half = stats.norm.ppf((1 + self.confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(tokens) - 3))
+            ends = np.tanh(np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12)) + np.array([-half, half]))
+            value = {"estimate": float(rho), "lower": float(ends[0]), "upper": float(ends[1])}
+            yield self.row(dictionary, "frequency", value, level=0.0)
 
 
 def resampled(
