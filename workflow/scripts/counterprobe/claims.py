@@ -212,7 +212,7 @@ def find(leg: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], subject: Ma
             else:
                 beside = _reduced(other, leg | versus, versus.get("of", of), seen)
                 seen = _difference(seen, _scaled(beside, versus.get("times", 1.0)))
-        return _tested(seen, test, bound, leg.get("margin"))
+        return _tested(seen, test, bound, _margin(leg))
     except _NotRun as reason:
         return Finding(NOT_RUN, str(reason))
 
@@ -388,6 +388,10 @@ def _p(distance: float, half: float) -> float:
     return float(2 * stats.norm.sf(Z * distance / half)) if half > 0 else 0.0
 
 
+def _margin(leg: Mapping[str, Any]) -> float | None:
+    return float(leg["margin"]) if "margin" in leg else None
+
+
 def _power(margin: float | None, half: float) -> float:
     if margin is None or np.isnan(half):
         return NAN
@@ -409,7 +413,7 @@ def _word(
         holds="no" if no.any() else "yes" if yes.all() else "undecided",
         reason=f"{row.get('target', '')} is {row[test['column']]}".strip(),
         p=float(rows[test["p"]].max()) if "p" in test else NAN,
-        power=_power(leg.get("margin"), (found["upper"] - found["lower"]) / 2),
+        power=_power(_margin(leg), (found["upper"] - found["lower"]) / 2),
     )
 
 
@@ -437,7 +441,7 @@ def _decided(rows: pd.DataFrame, leg: Mapping[str, Any], seen: Finding) -> Findi
         lower=float(row.lower),
         upper=float(row.upper),
         p=p,
-        power=_power(leg.get("margin"), widest),
+        power=_power(_margin(leg), widest),
     )
 
 
@@ -471,7 +475,8 @@ def _claim_row(
     }
     if not deciding or NOT_RUN in answers:
         missing = [finding.reason for _, finding in deciding if finding.holds == NOT_RUN]
-        reason = "; ".join(filter(None, [*missing[:1], claim.get("why")]))
+        why = claim.get("why", "")
+        reason = f"{why} ({missing[0]})" if missing and why else missing[0] if missing else why
         shown = deciding[0][0] if deciding else None
         return row | {
             "verdict": NOT_RUN,
