@@ -212,9 +212,9 @@ def test_figures_of_snakemakes_own_report_have_a_caption_a_category_and_labels()
 
 
 def test_figures_follow_their_questions_and_the_first_model_comes_first():
-    names = ["a/d/capacity", "b/d/capacity", "superposition/trained", "verdicts", "b/embedding", "b/d/unheard_of"]
+    names = ["a/d/capacity", "b/d/capacity", "superposition/geometry", "verdicts", "b/embedding", "b/d/unheard_of"]
     assert sorted(names, key=lambda name: report._place(name, ["b", "a"])) == [
-        *("verdicts", "b/d/capacity", "a/d/capacity", "b/embedding", "superposition/trained", "b/d/unheard_of"),
+        *("verdicts", "b/d/capacity", "a/d/capacity", "b/embedding", "superposition/geometry", "b/d/unheard_of"),
     ]
 
 

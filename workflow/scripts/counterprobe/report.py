@@ -155,6 +155,8 @@ def _figures(results: Path) -> Iterator[Figure]:
 def _place(name: str, models: Sequence[str]) -> tuple[int, str, int, str]:
     """Where a figure stands: by what it shows, then by model, the first of the run first."""
     *folders, kind = name.split("/")
+    if folders and folders[0] not in models:
+        kind = folders[0]
     return (_rank(QUESTIONS, kind), kind, _rank(models, folders[0] if folders else ""), name)
 
 
