@@ -27,7 +27,8 @@ Intervals: jackknife over couples (lenses, rotation, noise), bootstrap over item
 
 Pitfalls: a logit lens fails where a layer's basis is not the last one's; that is what the tuned lens is beside it for. A
 tuned lens can learn what the model does not do. A cosine of 1 between layers of a residual stream is what adding nothing
-gives: it is persistence, not stability of a computation.
+gives: it is persistence, not stability of a computation. Where one token has nearly all the probability, no noise moves the KL
+much, and unlikely tokens have a large share of little.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
