@@ -39,7 +39,7 @@ def doses_at(
             with np.errstate(divide="ignore", invalid="ignore"):
                 slope = np.where(step != 0, np.clip((off - before[1]) / step, *SLOPES), slope)
         before = np.log(dose), off
-        dose = np.clip(dose * np.exp(-off / slope), SMALLEST, LARGEST)
+        dose = np.exp(np.clip(np.log(dose) - off / slope, np.log(SMALLEST), np.log(LARGEST)))
     return best
 
 
