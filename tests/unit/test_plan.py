@@ -28,7 +28,7 @@ CONFIG = {
         "last_only": ["r"],
         "dictionaries": [],
     },
-    "dictionaries": {"rungs": ["init"]},
+    "dictionaries": {"rungs": ["init"], "pretrained": {}},
     "controls": {"revisions": "last"},
 }
 
@@ -167,3 +167,11 @@ def test_dictionaries_of_the_models_that_get_them_under_trained_weights_and_ever
     assert [(u.revision, u.weights, u.design) for u in units] == [("step6", "trained", "f"), ("step6", "init", "f")]
     assert list(plan.dictionary_figures(config(dictionaries=["m"]))) == ["m/f/dictionaries", "m/f/perturbations"]
     assert not list(plan.dictionary_units(config(dictionaries=["another"])))
+
+
+def test_dictionaries_of_others_for_the_models_that_get_dictionaries():
+    entries = {"a": {"model": "m"}, "b": {"model": "another"}, "c": {"model": "m"}}
+    read = {**config(dictionaries=["m"]), "dictionaries": {"rungs": ["init"], "pretrained": entries}}
+    assert plan.pretrained(read) == plan.pretrained(read, "m") == ("a", "c")
+    assert plan.pretrained(read, "another") == ()
+    assert plan.pretrained({**read, "run": {**read["run"], "dictionaries": []}}) == ()

@@ -388,6 +388,11 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             yield from _csv_problems(name, design, where)
         yield from _primary_problems(name, design, where)
         yield from _fold_problems(name, design, config, where)
+    for name, entry in config["dictionaries"]["pretrained"].items():
+        if entry["model"] not in config["models"]:
+            advice = nearest(entry["model"], config["models"]) or f"; defined are {_listed(list(config['models']))}"
+            at = where(("dictionaries", "pretrained", name, "model"), entry["model"])
+            yield f"{at}: {entry['model']!r} is not among models{advice}"
     yield from _activation_problems(config, where)
 
 

@@ -43,6 +43,7 @@ EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.6, 5.0, 28.0, 6.
 BLOCKS = 12 * 4 * 128**2
 # Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
 DICTIONARY_STEP, DICTIONARY_SCORES = 0.04, 20.0
+PUBLISHED = 32  # latents of a dictionary that others trained, in multiples of the width, as most are
 # Features that are swapped, and tokens from the site to the last answer.
 SWAPPED, TOKENS_AFTER = 6, 12
 TOKENS_OF_TEXT = 20
@@ -345,8 +346,15 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         yield "train_dictionaries", MODEL + work * layers * len(settings["inputs"]), memory, disk, 0
         if unit.weights == plan.TRAINED:
             kinds = 1 + len(settings["rungs"])
+            layers += len(plan.pretrained(config, unit.model))
             seconds = DICTIONARY_SCORES * kinds * layers * max(1, model.blocks / BLOCKS) * settings["items"] / 12
             yield "measure_dictionaries", MODEL + seconds, memory, 300e3, 0
+    for name in plan.pretrained(config):
+        entry = settings["pretrained"][name]
+        stored = 8 * PUBLISHED * shapes.get(entry["model"], nothing).width ** 2
+        fetched = stored if entry["source"] == "hub" else 0
+        seconds = 1 + LIGHT + stored / HASHED_A_SECOND + fetched / FETCHED_A_SECOND
+        yield "register_dictionary", seconds, MEMORY_LIGHT, 2e3 + fetched, fetched
 
 
 def _layers_of_dictionaries(settings: Mapping[str, Any], model: Shape) -> int:

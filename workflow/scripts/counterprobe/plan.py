@@ -236,6 +236,13 @@ def dictionary_units(config: Mapping[str, Any]) -> Iterator[Unit]:
                 yield replace(unit, weights=weights)
 
 
+def pretrained(config: Mapping[str, Any], model: str | None = None) -> tuple[str, ...]:
+    """Dictionaries that others trained for a model that gets dictionaries, or for any such model."""
+    read = {unit.model for unit in dictionary_units(config)}
+    listed = config["dictionaries"]["pretrained"].items()
+    return tuple(name for name, entry in listed if entry["model"] in read and model in (None, entry["model"]))
+
+
 def dictionary_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
     """None where no model gets dictionaries."""
     return ("dictionaries",) if any(dictionary_units(config)) else ()
