@@ -221,6 +221,7 @@ def test_figures_follow_their_questions_and_the_first_model_comes_first():
 def test_a_small_p_is_small_and_no_p_is_none():
     assert [report._chance(p) for p in (0.0, 3e-37, 0.0123, 1.0)] == ["< 0.0001", "< 0.0001", "0.012", "1"]
     assert report._chance(float("nan")) == "–"
+    assert report._interval({"estimate": 2e-8, "lower": -0.0, "upper": 0.0}) == "2e-08 [0, 0]"
 
 
 def side(**rows):

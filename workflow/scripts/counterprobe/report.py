@@ -307,7 +307,8 @@ def _number(value: float) -> str:
         return "–"
     if value != 0 and abs(value) < 0.001:
         return f"{value:.0e}"
-    return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    # Zero has a sign, which nobody wants to read.
+    return f"{value + 0.0:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _chance(p: float) -> str:
