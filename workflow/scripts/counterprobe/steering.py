@@ -39,7 +39,7 @@ Scores, over the texts of the second half:
 smallest dose that flips `REACHED` of the first half at the layer chosen for diff_mean, `:equal` a coefficient of 1 there.
 `:divergence` (C26; of the first feature of the pre-registered pair) is the dose at which neutral tokens diverge by
 `EQUAL_DIVERGENCE` bits on the first half: the averaged difference at every token, and single prompt pairs at the front
-(`seed` is the pair), each way at the layer where it moves the answer most for the root of the divergence.
+(`seed` is the pair), each way at the layer where it then moves the answer most.
 Nulls (`control`) are as long as μ₊ − μ₋, with the effects of all named features projected out (`coordinate_swaps`); the
 band of a kind holds a direction that means nothing with 95%.
 
@@ -945,29 +945,41 @@ class _Feature:
     def _equally_disturbing(self, name: str, position: str) -> tuple[dict[str, Any], np.ndarray, Outcome]:
         """Site, doses, and outcome on the second half; layer and doses from the first. Raises Excluded where too few of
         the moves disturb as much."""
-        candidates = {}
+        best, most = None, 0
         for layer in (layer for layer in self.layers if (name, layer) in self.made):
             vectors = [self.made[name, layer]] if position == ALL else self._fronts(layer)
-            tried = self.choosing.outcome(self.readout, position, [layer], [Move(vector, 1.0) for vector in vectors])
-            spent = np.maximum(_mean(tried.divergence, axis=1), np.finfo(float).tiny)
-            worth = self._effect(tried, self.choosing, "choose").mean(axis=1) / np.sqrt(spent)
-            candidates[layer] = float(worth.mean()), vectors
-        layer = max(candidates, key=lambda tried: candidates[tried][0])
-        vectors = candidates[layer][1]
-
-        def divergence(doses: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-            moves = [Move(vector, dose) for vector, dose in zip(vectors, doses, strict=True)]
-            return _mean(self.choosing.outcome(self.readout, position, [layer], moves).divergence, axis=1)
-
-        doses = matched_divergence.doses_at(divergence, EQUAL_DIVERGENCE, len(vectors))
-        reached = np.flatnonzero(~np.isnan(doses))
-        if len(reached) < (1 if position == ALL else FEWEST_SETS):
-            raise directions.Excluded(
-                f"{len(reached)} of {len(vectors)} differences disturb neutral tokens by {EQUAL_DIVERGENCE} bits"
+            outcome = partial(self._moved_along, self.choosing, position, layer)
+            doses = matched_divergence.doses_at(
+                lambda tried, outcome=outcome, vectors=vectors: _mean(outcome(vectors, tried).divergence, axis=1),
+                EQUAL_DIVERGENCE,
+                len(vectors),
             )
-        moves = [Move(vectors[k], doses[k]) for k in reached]
-        outcome = self.reporting.outcome(self.readout, position, [layer], moves)
-        return {"position": position, "layer": layer}, doses[reached], outcome
+            reached = np.flatnonzero(~np.isnan(doses))
+            most = max(most, len(reached))
+            if len(reached) < (1 if position == ALL else FEWEST_SETS):
+                continue
+            kept = [vectors[k] for k in reached]
+            effect = self._effect(outcome(kept, doses[reached]), self.choosing, "choose").mean()
+            if best is None or effect > best[0]:
+                best = effect, layer, kept, doses[reached]
+        if best is None:
+            raise directions.Excluded(
+                f"at most {most} disturb neutral tokens by {EQUAL_DIVERGENCE} bits at any coefficient"
+            )
+        _, layer, kept, doses = best
+        where = {"position": position, "layer": layer}
+        return where, doses, self._moved_along(self.reporting, position, layer, kept, doses)
+
+    def _moved_along(
+        self,
+        sample: Sample,
+        position: str,
+        layer: int,
+        vectors: Sequence[np.ndarray],
+        doses: Float[np.ndarray, " k"],
+    ) -> Outcome:
+        moves = [Move(vector, dose) for vector, dose in zip(vectors, doses, strict=True)]
+        return sample.outcome(self.readout, position, [layer], moves)
 
     def _fronts(self, layer: int) -> list[Float[np.ndarray, "t d"]]:
         """Differences of single aligned prompt pairs at each of their first tokens, as long in all as μ₊ − μ₋."""
