@@ -228,3 +228,16 @@ def test_a_sparse_probe_reads_the_latent_that_says_it():
     assert dictionary_scores.sparse_probe(codes, labels, folds, 1).mean() == 1
     codes[:, 17] = 0
     assert 0.3 < dictionary_scores.sparse_probe(codes, labels, folds, 1).mean() < 0.7
+
+
+def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    # Spearman's correlation of a bivariate normal with Pearson's .5 is 6/π asin(.25).
+    truth, held = 6 / np.pi * np.arcsin(0.25), []
+    for _ in range(400):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], 60).T
+        found = dictionary_scores.rank_correlation(np.exp(x), y, 0.95)
+        held.append(found["lower"] <= truth <= found["upper"])
+    assert 0.92 <= np.mean(held) <= 0.98
+    same = dictionary_scores.rank_correlation(np.arange(9.0), np.arange(9.0), 0.95)
+    assert (same["estimate"], same["upper"]) == (1, 1)

@@ -146,6 +146,8 @@ MODULES = {
     "causal_use": {"swap_features", "steer_features"},
     "directions": {"steer_features"},
     "interventions": {"steer_features", "swap_features"},
+    "held_out_probes": {"steer_features"},
+    "matched_divergence": {"steer_features"},
     "steering": {"steer_features"},
     "detection": {"steer_features"},
     "steering_plots": {"draw_steering"},

@@ -14,7 +14,6 @@ line has no line.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, nearest
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 
@@ -319,13 +318,6 @@ def _oneof_problems(error: Any, validator: Any, where: _Where, keys: Keys) -> It
     advice = nearest(str(value), allowed)
     expected = _listed([*(f"'{choice}'" for choice in allowed), *kinds], "or")
     yield f"{where(keys, value)}: {_shown(value)} is not {expected}{advice}"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'negated'?`, or nothing where no known word is near."""
-    by_case = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=0.6)
-    return f"; did you mean '{by_case[close[0]]}'?" if close else ""
 
 
 def _listed(words: Sequence[str], last: str = "and") -> str:

@@ -159,7 +159,7 @@ def draw_disturbed(rows: pd.DataFrame) -> Figure:
     axes[1].set_yscale("log")
     axes[1].set_xlabel("distance (RMS distance from the mean)")
     axes[1].set_title("KL, one token moved (nats)", fontsize=9)
-    axes[1].legend(fontsize=7, frameon=False, loc="upper left")
+    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
     for axis, score, title in (
         (axes[2], "magnitude_ratio", "isotropic distance / distance\nfor the same response"),
         (axes[3], "above_random", "share above the 99th percentile\nof isotropic directions"),
