@@ -27,6 +27,7 @@ CONFIG = {
         "controls": ["init", "gaussian"],
         "last_only": ["r"],
         "dictionaries": [],
+        "frozen_embeddings": [],
     },
     "dictionaries": {"rungs": ["init"], "pretrained": {}},
     "controls": {"revisions": "last"},
@@ -145,6 +146,14 @@ def test_neurons_are_looked_at_where_label_controls_are_and_only_of_models_that_
     none = config(neurons=[]) | {"neurons": {"rungs": []}}
     assert plan.neuron_tables(none) == ()
     assert not [*plan.neuron_figures(none), *plan.neuron_units(none)]
+
+
+def test_embeddings_that_never_move_have_one_table_and_one_figure():
+    assert plan.frozen_tables(config()) == ()
+    assert not list(plan.frozen_figures(config()))
+    chosen = config(frozen_embeddings=["gaussian"])
+    assert plan.frozen_tables(chosen) == ("frozen_embeddings",)
+    assert list(plan.frozen_figures(chosen)) == ["frozen_embeddings"]
 
 
 def test_a_controlled_revision_has_to_exist():

@@ -371,6 +371,10 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             if corpus is not None and corpus not in config["corpora"]:
                 advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
+    corpus = config["frozen_embeddings"]["corpus"]
+    if run["frozen_embeddings"] and corpus not in config["corpora"]:
+        advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
+        yield f"{where(('frozen_embeddings', 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
     for section in ("reads", "ladders"):
         for name in config["run"][section]:
             if name not in config["models"]:

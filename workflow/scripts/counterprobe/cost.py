@@ -268,6 +268,7 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         size = max(0.1, planted["items"] * planted["width"] / (748 * 128))
         yield "probe_planted", TORCH + PLANTED_SEED * planted["seeds"] * size, 1.2 * MEMORY_TORCH, 57e3, 0
     yield from _toys(config)
+    yield from _frozen_embeddings(config)
     yield from _explanations(config, shapes, n_texts)
     yield from _neurons(config, shapes, n_texts)
     cells = sum(1 for _ in plan.units(config))
@@ -442,6 +443,20 @@ def _toys(config: Mapping[str, Any]) -> Iterator[Job]:
         rule, units = work[toy]
         yield rule, TORCH + TOY_SECONDS[toy] * units, 1.2 * MEMORY_TORCH, 30e3, 0
     yield "gather_superposition", 1 + TABLES, 1.4 * MEMORY_TABLES, 60e3, 0
+
+
+def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
+    """One job: every kind and its trainable twin, tied and untied, under every seed."""
+    kinds = config["run"]["frozen_embeddings"]
+    if not kinds:
+        return
+    settings = config["frozen_embeddings"]
+    size, recipe = settings["architecture"], settings["training"]
+    one = _shape(size["layers"], size["width"], VOCABULARY, tied=False, bytes_each=4)
+    operations = 6 * one.parameters * recipe["steps"] * recipe["batch"] * TOKENS_OF_LINE
+    memory = MEMORY_MODEL + 16 * one.parameters + 400 * recipe["batch"] * TOKENS_OF_LINE * one.width
+    models = 2 * settings["seeds"] * (1 + len(kinds))
+    yield "train_frozen_embeddings", MODEL + models * operations / _rate(config, one), memory, 30e3, 0
 
 
 def _passes(config: Mapping[str, Any], unit: plan.Unit) -> tuple[int, int]:
