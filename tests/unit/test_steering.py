@@ -11,6 +11,7 @@ from counterprobe import (
     designs,
     detection,
     directions,
+    held_out_probes,
     interventions,
     language_model,
     manifest,
@@ -138,6 +139,63 @@ def test_what_is_said_is_what_plain_passes_with_hooks_say(loaded, design, positi
                 )
 
 
+@pytest.mark.parametrize("position", ["answer", "generated", "all"])
+def test_what_probes_read_is_what_plain_passes_with_hooks_hold(loaded, design, position):
+    model, tokenizer = loaded
+    fold_of = np.arange(len(design.texts)) % 2
+    rng = np.random.default_rng(0)
+    shape = (2, WIDTH, 3)
+    reader = held_out_probes.HeldOutProbes(
+        tuple("abc"), rng.standard_normal(shape), rng.standard_normal((2, 3)), fold_of, {}, {}
+    )
+    readout, layer, chosen = 1, 1, np.array([0, 5, 17, 40])
+    target = list(design.readouts)[readout]
+    sample = steering.Sample(model, tokenizer, design, chosen, [], [reader] * len(design.readouts), bos=False)
+    along = rng.standard_normal(WIDTH)
+    found = sample.outcome(readout, position, [layer], [Move(along, 0.0), Move(along, 0.7)]).read
+    kept = []
+    handle = model.base_model.layers[-1].register_forward_hook(
+        lambda block, arguments, output: kept.append(output[0] if isinstance(output, tuple) else output)
+    )
+    for place, text in enumerate(chosen):
+        encode = lambda string: tokenization.encode(tokenizer, [string], {}, bos=False, context=64).ids[0]  # noqa: E731
+        ids = torch.tensor([encode(design.readouts[target].prefixes[text])])
+        own, end = ids.shape[1] - 1, len(encode(design.texts[text])) - 1
+        places = {"answer": Places(own, own), "generated": Places(end), "all": Places()}[position]
+        sign = 1.0 if designs.parity(design, target)[text] else -1.0
+        for move, coefficient in enumerate((0.0, 0.7)):
+            edit = interventions.add(torch.tensor(-sign * coefficient * along, dtype=torch.float32))
+            with torch.no_grad(), interventions.applied(model, {layer: edit}, places):
+                model(ids)
+            x = kept[-1][0, own].double().numpy()
+            expected = x @ reader.directions[fold_of[text]] + reader.intercepts[fold_of[text]]
+            assert found[move, :, place] == pytest.approx(expected, abs=2e-3)
+    handle.remove()
+    assert not np.allclose(found[0], found[1], atol=0.1)
+
+
+def test_probes_read_every_feature_where_the_read_outs_are_given(checkpoint, design):
+    given = {"factorial": {"match": {"prompt": " So that is", "positive": "true", "negative": "false"}}}
+    settings = SETTINGS | {"directions": ["diff_mean", "logistic"], "positions": ["answer"], "continuations": given}
+    settings |= {"nulls": 1, "jacobian": 0, "gallery": 0}
+    found = steering.measure(checkpoint, design, SPEC | {"steering": settings}, CELL, device="cpu")
+    assert set(design.factors) | set(design.readouts) <= set(found.target)
+    for target in found.target.unique():
+        own = found[found.target == target]
+        for name in {*design.factors, *design.readouts}:
+            score = "probe_flip" if name == target else f"probe_flip_on_{name}"
+            rows = own[own.score == score]
+            excluded = rows[rows.probe == "none"]
+            measured = rows[rows.probe.str.startswith("diff_mean:")]
+            assert len(excluded) == 1 or {"diff_mean:1", "diff_mean:4", "diff_mean:chosen"} <= set(measured.probe)
+            assert len(excluded) == 0 or (excluded.note.str.contains("probe").all() and not len(measured))
+    read = found[found.score.str.startswith("probe_flip") & found.estimate.notna()]
+    assert read.note.str.contains("held-out probe, right on (?:0.[7-9]|1)", regex=True).all()
+    assert read.estimate.between(0, 1).all()
+    # What is said has its own scores beside them, and no probe is read where the design brings its own read-outs.
+    assert (found.score == "flip").any()
+
+
 def test_leace_reflects_what_the_stream_holds(loaded, design):
     model, tokenizer = loaded
     chosen = np.arange(64)
@@ -191,6 +249,8 @@ def test_the_table_says_what_was_measured_and_what_could_not_be(table, design):
     assert generated.note.str.contains(" | ", regex=False).all()
     # At a coefficient of 1 every direction moves the stream equally far: what is said is another matter.
     assert set(table[table.probe == "logistic-diff_mean:equal"].score) == {"off_target"}
+    # These texts bring their own read-outs: what is measured of them is what is said.
+    assert not table.score.str.startswith("probe_").any()
 
 
 def test_nothing_is_left_on_the_model(loaded, design):
@@ -370,6 +430,13 @@ def test_a_csv_design_with_continuations(shared, tmp_path, model, data, group, p
     assert "not one token" in str(reasons["negated"])
     flips = found[(found.target == "truth") & (found.score == "flip") & found.estimate.notna()]
     assert {"diff_mean:1", "leace:4", "gradient:chosen"} <= set(flips.probe)
+    # Nothing that is said depends on negation alone: a probe reads it, or the table says why none can.
+    read = found[(found.target == "truth") & (found.score == "probe_flip_on_negated")]
+    assert {"diff_mean:1", "leace:4", "gradient:chosen"} <= set(read.probe) or "probe" in str(read.note.iloc[0])
+    truth = found[(found.target == "truth") & (found.score == "probe_flip")]
+    assert (truth.note.str.contains("probe") & (truth.estimate.isna() | truth.estimate.between(0, 1))).all()
+    assert len(read)
+    assert len(truth)
     costs = found[(found.target == "truth") & (found.score == "delta_nll") & found.estimate.notna()]
     assert (costs.n_texts == 2).all()
     # However little this model knows of truth, what it says is moved, and one unit moves less than four.

@@ -10,7 +10,11 @@ LITTLE = {
     "run": {"models": ["embedded"], "designs": ["factorial"], "controls": [], "last_only": [], "toys": []},
     "activations": {"positions": ["last"], "primary_position": "last", "bos": [False]},
     "probes": {"kinds": ["logistic"], "shuffles": 2, "control_tasks": 2},
-    "steering": {"revisions": 1, "directions": ["diff_mean", "logistic"], "positions": ["answer"]},
+    "steering": {
+        "revisions": 1,
+        "directions": ["diff_mean", "logistic", "surgical_regressed"],
+        "positions": ["answer", "generated"],
+    },
 }
 
 
@@ -40,11 +44,17 @@ def test_the_needed_xor_is_learned_was_not_there_before_and_can_be_steered(fresh
     assert answers.estimate[last] > 0.99
     steering = tables.read(checkout.root / "results/needed/tables/steering.parquet")
     chosen = steering[(steering.probe == "diff_mean:chosen") & steering.estimate.notna()].set_index("score")
+    paired = steering[steering.probe.isin(["logistic-diff_mean:equal", "logistic-surgical_regressed:equal"])]
     for target in ("speaker", "negated^match"):
-        found = chosen[chosen.target == target].estimate
+        found = chosen[(chosen.target == target) & (chosen.position == "answer")].estimate
         assert found["flip"] >= 0.95
+        assert (found.index.str.startswith("flip_on_")).any()
         assert found[found.index.str.startswith("flip_on_")].max() <= 0.1
         assert found["delta_nll"] <= 0.1
+        # The probe's price to the other answers is compared text by text, where steering reaches all of them.
+        compared = paired[(paired.target == target) & (paired.position == "generated")].set_index("probe")
+        assert set(compared.index) == {"logistic-diff_mean:equal", "logistic-surgical_regressed:equal"}
+        assert (compared.lower <= compared.upper).all()
     # What reads best does not write best, scaled alike (Marks and Tegmark 2024).
     effects = steering[(steering.target == "negated^match") & (steering.score == "nie_false_true")].set_index("probe")
     assert effects.lower["mass_mean-logistic:got"] > 0

@@ -25,7 +25,9 @@ FEWEST = 4
 def correlations(table: pd.DataFrame) -> list[dict[str, Any]]:
     """One row a model, design and target, of the last revision that was measured."""
     rows = []
-    both = table[table.score.isin(["auroc", "effect"]) & (table.control == "none")]
+    both = table[
+        table.probe.str.endswith(":detect") & table.score.isin(["auroc", "effect"]) & (table.control == "none")
+    ]
     for (model, design, target), found in both.groupby(["model", "design", "target"]):
         wide = found.pivot_table(index=["probe", "revision", "layer"], columns="score", values="estimate").dropna()
         if not {"auroc", "effect"} <= set(wide) or len(wide) < FEWEST:

@@ -16,6 +16,11 @@ Scores, over the texts of the second half:
     flip            share whose answer is the counterfactual one (undisturbed: the share that the model gets wrong)
     flip_on_G       share whose answer to another feature G is another one than without steering: off-target
     off_target      mean of these over the other features that the steered tokens can reach
+    probe_flip, probe_flip_on_G, probe_off_target, probe_logit
+                    the first three for what probes read instead of what is said, and the mean movement of the steered
+                    feature's own probe to the counterfactual, in logits (`held_out_probes`). Of designs whose read-outs
+                    the configuration gives, at the steered feature's token after the last block, for every feature, also
+                    those of which nothing that is said depends; no behaviour
     log_odds        mean movement of the feature's log-odds to the counterfactual, nats
     delta_nll       added to −log P of the tokens that no feature decides, nats a token; `divergence` the KL there, bits
     probability     movement of P(True's token) − P(False's token) to the counterfactual
@@ -32,6 +37,9 @@ Scores, over the texts of the second half:
 
 `probe` says direction and dose, `diff_mean:1.5`; `:chosen` is the setting chosen on the first half, `:matched` the
 smallest dose that flips `REACHED` of the first half at the layer chosen for diff_mean, `:equal` a coefficient of 1 there.
+`:divergence` (C26; of the first feature of the pre-registered pair) is the dose at which neutral tokens diverge by
+`EQUAL_DIVERGENCE` bits on the first half: the averaged difference at every token, and single prompt pairs at the front
+(`seed` is the pair), each way at the layer where it then moves the answer most.
 Nulls (`control`) are as long as μ₊ − μ₋, with the effects of all named features projected out (`coordinate_swaps`); the
 band of a kind holds a direction that means nothing with 95%.
 
@@ -65,9 +73,11 @@ from counterprobe import (
     designs,
     directions,
     extraction,
+    held_out_probes,
     interventions,
     label_controls,
     language_model,
+    matched_divergence,
     progress,
     splits,
     statistics,
@@ -76,6 +86,7 @@ from counterprobe import (
 )
 from counterprobe.detection import ranks
 from counterprobe.directions import Affine
+from counterprobe.held_out_probes import HeldOutProbes
 from counterprobe.interventions import Places, Resumed
 from counterprobe.progress import UserError
 from counterprobe.revisions import step_of
@@ -91,6 +102,9 @@ ANSWER, GENERATED, ALL, FRONT = "answer", "generated", "all", "front"
 REACHED, MOST_OFF_TARGET, MOST_NLL = 0.95, 0.1, 0.1
 TOKENS_AT_ONCE = 16384
 JACOBIAN_TEXTS = 32
+# At equal price: bits a neutral token, and prompt pairs that are drawn and that have to reach it.
+EQUAL_DIVERGENCE, PAIR_SETS, FEWEST_SETS = 0.1, 24, 20
+AVERAGED, PAIRED = "diff_mean", "actadd_1_aligned"
 NULLS = {
     coordinate_swaps.WITHIN_CELL: "within_cell",
     coordinate_swaps.DICHOTOMIES: "dichotomy",
@@ -117,12 +131,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the model says under D moves; NaN where a read-out comes before the first steered token."""
+    """What the model says under D moves; NaN where a read-out comes before the first steered token. `read`: logits of the
+    sample's probes of the steered feature's token; F = 0 where it has none."""
 
     log_odds: Float[np.ndarray, "D R m"]
     probability: Float[np.ndarray, "D R m"]
     delta_nll: Float[np.ndarray, "D q"]
     divergence: Float[np.ndarray, "D q"]
+    read: Float[np.ndarray, "D F m"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,8 @@ def measure(
     source = checkpoints.open_checkpoint(checkpoint)
     tokenizer = tokenization.load_tokenizer(source)
     design = extraction.readable(design, tokenizer, spec["design"]["unreadable"])
-    design, reasons = with_continuations(design, settings.get("continuations", {}).get(design.name, {}), tokenizer)
+    given = settings.get("continuations", {}).get(design.name, {})
+    design, reasons = with_continuations(design, given, tokenizer)
     site = {**tables.NOT_APPLICABLE, **cell, "step": step_of(cell["revision"]), "bos": bos}
     rows = [_excluded(site, target, "none", reason) for target, reason in reasons.items()]
     halves = halved(design, spec)
@@ -167,12 +184,18 @@ def measure(
     model = language_model.load(source, device=device)
     neutral = settings.get("neutral", {}).get(design.name, [])
     sample = partial(Sample, model, tokenizer, design, bos=bos)
-    samples = {"report": sample(whole_couples(design, second, settings["report_items"], settings["seed"]), neutral)}
-    if "coefficients" in settings:
-        samples["choose"] = sample(whole_couples(design, first, settings["choose_items"], settings["seed"]), neutral)
     fitting, detecting = sample(np.flatnonzero(first >= 0), []), sample(np.flatnonzero(second >= 0), [])
-    layers = layers_of(settings["layers"], len(activations.decoder_blocks(model)))
-    vectors, held_out = fitting.residuals(layers), detecting.residuals(layers)
+    last = len(activations.decoder_blocks(model))
+    layers = layers_of(settings["layers"], last)
+    read = [last] if given and "coefficients" in settings else []
+    vectors, held_out = fitting.residuals([*layers, *read]), detecting.residuals([*layers, *read])
+    readers = {"choose": _readers(design, vectors, first, settings["penalty"]) if read else ()}
+    readers["report"] = _readers(design, held_out, second, settings["penalty"]) if read else ()
+    reported = whole_couples(design, second, settings["report_items"], settings["seed"])
+    samples = {"report": sample(reported, neutral, readers["report"])}
+    if "coefficients" in settings:
+        chosen = whole_couples(design, first, settings["choose_items"], settings["seed"])
+        samples["choose"] = sample(chosen, neutral, readers["choose"])
     for readout, target in enumerate(progress.bar(list(design.readouts), label="steered features")):
         feature = _Feature(
             target, names, spec, site, samples, fitting, detecting, layers, vectors[readout], held_out[readout]
@@ -207,6 +230,14 @@ def with_continuations(
         if factor not in readouts and factor not in reasons:
             reasons[factor] = "no read-out: no token that follows depends on this feature alone"
     return replace(design, readouts=readouts), reasons
+
+
+def _readers(
+    design: Design, x: Float[np.ndarray, "R layers m d"], fold_of: Int[np.ndarray, " n"], penalty: float
+) -> list[HeldOutProbes]:
+    """For the token of every feature with a read-out, probes of all features on the last of these layers."""
+    features = {name: designs.parity(design, name) for name in dict.fromkeys([*design.factors, *design.readouts])}
+    return [held_out_probes.cross_fitted(at_token[-1], features, fold_of, penalty) for at_token in x]
 
 
 def halved(design: Design, spec: Mapping[str, Any]) -> tuple[str, Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
@@ -289,7 +320,10 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 class Sample:
-    """Some texts of a design as token sequences, and what a model says of them under any move."""
+    """Some texts of a design as token sequences, and what a model says of them under any move.
+
+    `readers`: for every read-out, probes of its own token after the last block; none where nothing is read.
+    """
 
     def __init__(
         self,
@@ -298,10 +332,12 @@ class Sample:
         design: Design,
         chosen: Int[np.ndarray, " m"],
         neutral: Sequence[str],
+        readers: Sequence[HeldOutProbes] = (),
         *,
         bos: bool,
     ) -> None:
         self.model, self.tokenizer, self.design, self.chosen = model, tokenizer, design, chosen
+        self.readers = readers
         self.readouts = list(design.readouts.values())
         self.targets = list(design.readouts)
         self.signs = np.array([np.where(designs.parity(design, name)[chosen], 1.0, -1.0) for name in self.targets])
@@ -356,6 +392,8 @@ class Sample:
         """Steer every text to its counterfactual in one feature."""
         n, d = len(self.chosen), len(moves)
         log_odds, probability = (np.full((d, len(self.readouts), n), np.nan) for _ in range(2))
+        reader = self.readers[readout] if self.readers else None
+        read = np.full((d, len(reader.names) if reader else 0, n), np.nan)
         sums = np.zeros((2, d, self.n_neutral))
         count = np.zeros(self.n_neutral)
         for index, group in enumerate([*self.groups, *self.neutral]):
@@ -382,6 +420,10 @@ class Sample:
                 with torch.inference_mode():
                     hidden = run.run(dict.fromkeys(layers, edit), len(part))
                     said = run.logits(hidden, columns).log_softmax(-1)
+                if reader is not None and own and readout in dict(group.asked):
+                    at_site = hidden[:, :, group.sites[readout] - places.first].cpu().double().numpy()
+                    logits = reader.logits(at_site, self.chosen[group.texts])
+                    read[np.ix_(part, range(read.shape[1]), group.texts)] = logits.transpose(0, 2, 1)
                 for r, column in asked:
                     here = said[:, :, columns.index(column)].cpu().double().numpy()
                     rows = np.arange(len(group.texts))
@@ -396,7 +438,7 @@ class Sample:
                     for which, values in enumerate((lost, bits)):
                         np.add.at(sums[which], (np.array(part)[:, None], group.texts), values.cpu().double().numpy())
         with np.errstate(invalid="ignore", divide="ignore"):
-            return Outcome(log_odds, probability, *(sums / np.where(count, count, np.nan)))
+            return Outcome(log_odds, probability, *(sums / np.where(count, count, np.nan)), read)
 
     def gradient(self, readout: int, layer: int, most: int) -> Float[np.ndarray, " d"]:
         """Mean gradient of a read-out's log-odds with respect to the residual stream at its own token."""
@@ -605,7 +647,9 @@ class _Feature:
             None if alone else strata,
         )
         self.units = statistics.fewest_units(items, carriers)
-        self.clean = {half: self._undisturbed(sample) for half, sample in samples.items()}
+        still = {half: self._undisturbed(sample) for half, sample in samples.items()}
+        self.clean = {half: found.log_odds[0] for half, found in still.items()}
+        self.clean_read = {half: found.read[0] for half, found in still.items()}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything of this feature."""
@@ -614,6 +658,9 @@ class _Feature:
         yield from self._detection()
         if self.choosing is None or not self.names:
             return
+        for name, reason in self.reporting.readers[self.readout].excluded.items() if self.reporting.readers else ():
+            score = "probe_flip" if name == self.target else f"probe_flip_on_{name}"
+            yield _excluded(self.site, self.target, "none", reason, score)
         chosen, tried = self._choose()
         yield from self._doses(chosen)
         for position in self.settings["positions"]:
@@ -624,13 +671,15 @@ class _Feature:
                 yield from self._compared(common, tried)
                 yield from self._nulls(common)
         common = chosen.get(("diff_mean", ANSWER), next(iter(chosen.values())))
+        if self.target == self.design.primary[0] and {AVERAGED, PAIRED} <= set(self.names):
+            yield from self._at_equal_divergence()
         yield from self._scaled(common)
         yield from self._read(common)
         yield from self._texts(chosen)
 
-    def _undisturbed(self, sample: Sample) -> Float[np.ndarray, "R m"]:
+    def _undisturbed(self, sample: Sample) -> Outcome:
         still = [Move(np.zeros_like(next(iter(self.material.values())).x[0]), 0.0)]
-        return sample.outcome(self.readout, ALL, [self.layers[0]], still).log_odds[0]
+        return sample.outcome(self.readout, ALL, [self.layers[0]], still)
 
     def _moves(self, name: str, layer: int, coefficients: Sequence[float], position: str) -> list[Move]:
         if position == FRONT:
@@ -661,6 +710,19 @@ class _Feature:
         changed[:, self.readout] = np.nan
         return flip, changed
 
+    def _effect(self, found: Outcome, sample: Sample, half: str) -> Float[np.ndarray, "D m"]:
+        """Movement of the log-odds to the counterfactual, as a share of the gap between True and False."""
+        sign, clean = sample.signs[self.readout], self.clean[half][self.readout]
+        return sign * (clean - found.log_odds[:, self.readout]) / (2 * np.abs(sign @ clean) / len(clean))
+
+    def _read_flips(self, found: Outcome, sample: Sample, half: str) -> dict[str, Float[np.ndarray, "D m"]]:
+        """Per text, for every feature that probes read: its own class is the counterfactual one; another's changed."""
+        flips = {}
+        for column, name in enumerate(sample.readers[self.readout].names if sample.readers else ()):
+            before = sample.signs[self.readout] if name == self.target else np.sign(self.clean_read[half][column])
+            flips[name] = (np.sign(found.read[:, column]) != before).astype(float)
+        return flips
+
     def _choose(self) -> tuple[dict[tuple[str, str], Setting], dict[tuple[str, str, int], np.ndarray]]:
         """The setting of every direction at every position, and the flips of every dose tried, on the first half."""
         chosen, tried = {}, {}
@@ -679,7 +741,13 @@ class _Feature:
                 flip, changed = self._flips(found, self.choosing, "choose")
                 settings += [Setting(position, layer, dose) for dose in doses]
                 flips.append(flip.mean(axis=1))
-                off.append(_mean(changed, axis=2))
+                # What is said says whether another feature changed; of those that are never said, a probe does.
+                unsaid = [
+                    values.mean(axis=1)
+                    for other, values in self._read_flips(found, self.choosing, "choose").items()
+                    if other not in self.design.readouts
+                ]
+                off.append(np.column_stack([_mean(changed, axis=2), *unsaid]))
                 nll.append(_mean(found.delta_nll, axis=1))
                 tried[name, position, layer] = flips[-1]
             if settings:
@@ -719,6 +787,31 @@ class _Feature:
         for score, (level, values) in scores.items():
             for label, note, ends in zip(labels, notes, self._ends(values), strict=True):
                 yield {**here, "probe": label, "score": score, "level": level, **ends, "note": note}
+        yield from self._of_probes(found, labels, here, notes)
+
+    def _of_probes(
+        self, found: Outcome, labels: Sequence[str], here: Mapping[str, Any], notes: Sequence[str]
+    ) -> Iterator[dict[str, Any]]:
+        """What held-out probes read of the reported texts."""
+        flips = self._read_flips(found, self.reporting, "report")
+        if not flips:
+            return
+        reader, sign = self.reporting.readers[self.readout], self.reporting.signs[self.readout]
+        right = {name: f"held-out probe, right on {reader.accuracy[name]:.3f} undisturbed" for name in flips}
+        scores: dict[str, tuple[float, np.ndarray, str]] = {}
+        if self.target in flips:
+            moved = sign * (self.clean_read["report"] - found.read)[:, reader.names.index(self.target)]
+            scores["probe_flip"] = (math.nan, flips[self.target], right[self.target])
+            scores["probe_logit"] = (0.0, moved, right[self.target])
+        others = [name for name in flips if name != self.target]
+        for name in others:
+            scores[f"probe_flip_on_{name}"] = (0.0, flips[name], right[name])
+        if others:
+            mean = np.mean([flips[name] for name in others], axis=0)
+            scores["probe_off_target"] = (0.0, mean, f"held-out probes of {', '.join(others)}")
+        for score, (level, values, by) in scores.items():
+            for label, note, ends in zip(labels, notes, self._ends(values), strict=True):
+                yield {**here, "probe": label, "score": score, "level": level, **ends, "note": f"{note}; {by}"}
 
     def _of_neutral(
         self, found: Outcome, labels: Sequence[str], here: Mapping[str, Any], notes: Sequence[str]
@@ -735,17 +828,13 @@ class _Feature:
 
     def _detection(self) -> Iterator[dict[str, Any]]:
         """AUROC of every direction, and its effect at coefficient 1, at the feature's own token of every layer."""
-        gap = np.abs(self.reporting.signs[self.readout] @ self.clean["report"][self.readout]) / len(
-            self.reporting.chosen
-        )
         for layer in self.layers:
             names = [name for name in dict.fromkeys(n for n, _ in self.made) if (name, layer) in self.made]
             if not names:
                 continue
             moves = [self._moves(name, layer, [1.0], ANSWER)[0] for name in names]
             found = self.reporting.outcome(self.readout, ANSWER, [layer], moves)
-            sign, clean = self.reporting.signs[self.readout], self.clean["report"][self.readout]
-            effect = sign * (clean - found.log_odds[:, self.readout]) / (2 * gap)
+            effect = self._effect(found, self.reporting, "report")
             where = {**self.site, "position": ANSWER, "layer": layer}
             for name, ends in zip(names, self._ends(effect), strict=True):
                 detected = _auroc(self.projected[name, layer], self.held_out_labels)
@@ -819,6 +908,87 @@ class _Feature:
                 (ends,) = self._ends((pair[0] - pair[1])[None])
                 row = {**self.site, **where, "probe": f"{one}-{other}:{kind}", "score": "off_target", "level": 0.0}
                 yield {**row, **ends, "note": "paired difference of off-target flips"}
+
+    def _at_equal_divergence(self) -> Iterator[dict[str, Any]]:
+        """The averaged difference at every token less single prompt pairs at the front, equally disturbing."""
+        found = {}
+        for name, position in ((AVERAGED, ALL), (PAIRED, FRONT)):
+            try:
+                found[name] = self._equally_disturbing(name, position)
+            except directions.Excluded as reason:
+                site = {**self.site, "position": position}
+                yield _excluded(site, self.target, f"{name}:divergence", str(reason), "effect")
+        if len(found) < 2:
+            return
+        for name, (where, doses, outcome) in found.items():
+            effect = self._effect(outcome, self.reporting, "report")
+            spent = _mean(outcome.divergence, axis=1)
+            for k, ends in enumerate(self._ends(effect)):
+                row = {**self.site, **where, "probe": f"{name}:divergence", "seed": k, "level": 0.0}
+                note = f"coefficient {doses[k]:.3g}"
+                yield {**row, "score": "effect", **ends, "note": note}
+                count = {"n_texts": ends["n_texts"], "n_groups": self.units}
+                yield {**row, "score": "divergence", "estimate": float(spent[k]), **count, "note": note}
+        where, _, outcome = found[AVERAGED]
+        (averaged,) = self._effect(outcome, self.reporting, "report")
+        pairs = self._effect(found[PAIRED][2], self.reporting, "report")
+        rng = np.random.default_rng([self.settings["seed"], 3])
+        interval = matched_divergence.difference(averaged, pairs, self.weights, self.confidence, self.units, rng)
+        yield {
+            **{**self.site, **where, "probe": f"{AVERAGED}-{PAIRED}:divergence", "score": "effect", "level": 0.0},
+            **{end: float(getattr(interval, end)[0]) for end in ("estimate", "lower", "upper")},
+            "n_texts": len(averaged),
+            "n_groups": min(self.units, len(pairs)),
+            "note": f"{len(pairs)} of {PAIR_SETS} pairs, layer {found[PAIRED][0]['layer']}",
+        }
+
+    def _equally_disturbing(self, name: str, position: str) -> tuple[dict[str, Any], np.ndarray, Outcome]:
+        """Site, doses, and outcome on the second half; layer and doses from the first. Raises Excluded where too few of
+        the moves disturb as much."""
+        best, most = None, 0
+        for layer in (layer for layer in self.layers if (name, layer) in self.made):
+            vectors = [self.made[name, layer]] if position == ALL else self._fronts(layer)
+            outcome = partial(self._moved_along, self.choosing, position, layer)
+            doses = matched_divergence.doses_at(
+                lambda tried, outcome=outcome, vectors=vectors: _mean(outcome(vectors, tried).divergence, axis=1),
+                EQUAL_DIVERGENCE,
+                len(vectors),
+            )
+            reached = np.flatnonzero(~np.isnan(doses))
+            most = max(most, len(reached))
+            if len(reached) < (1 if position == ALL else FEWEST_SETS):
+                continue
+            kept = [vectors[k] for k in reached]
+            effect = self._effect(outcome(kept, doses[reached]), self.choosing, "choose").mean()
+            if best is None or effect > best[0]:
+                best = effect, layer, kept, doses[reached]
+        if best is None:
+            raise directions.Excluded(
+                f"at most {most} disturb neutral tokens by {EQUAL_DIVERGENCE} bits at any coefficient"
+            )
+        _, layer, kept, doses = best
+        where = {"position": position, "layer": layer}
+        return where, doses, self._moved_along(self.reporting, position, layer, kept, doses)
+
+    def _moved_along(
+        self,
+        sample: Sample,
+        position: str,
+        layer: int,
+        vectors: Sequence[np.ndarray],
+        doses: Float[np.ndarray, " k"],
+    ) -> Outcome:
+        moves = [Move(vector, dose) for vector, dose in zip(vectors, doses, strict=True)]
+        return sample.outcome(self.readout, position, [layer], moves)
+
+    def _fronts(self, layer: int) -> list[Float[np.ndarray, "t d"]]:
+        """Differences of single aligned prompt pairs at each of their first tokens, as long in all as μ₊ − μ₋."""
+        pairs = directions.chosen_pairs(self.material[layer], PAIR_SETS, True)
+        length = self.fitting.shortest()
+        tokens = self.fitting.tokens(pairs.flatten().tolist(), layer, length).reshape(*pairs.shape, length, -1)
+        vectors = [directions.front(pair[None]) for pair in tokens]
+        norm = np.linalg.norm(directions.mass_mean(self.material[layer]))
+        return [vector * (norm / np.linalg.norm(vector)) for vector in vectors if np.linalg.norm(vector) > 0]
 
     def _nulls(self, common: Setting) -> Iterator[dict[str, Any]]:
         """Directions that mean something else, at equal norm; their bands; and who lies outside."""

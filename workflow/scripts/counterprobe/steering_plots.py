@@ -24,7 +24,7 @@ STYLES = {
 }
 OTHERS = "other directions"
 MATRICES = ("diff_mean", "logistic", "surgical_regressed", "gradient")
-NOT_DOSES = ("none", "reach", "chosen", "equal", "matched", "got", "read", "detect", "generated")
+NOT_DOSES = ("none", "reach", "chosen", "equal", "matched", "got", "read", "detect", "generated", "divergence")
 WIDTH_OF_TEXT = 150
 PLACES = {
     "generated": "every token from the text's last on",
@@ -96,7 +96,11 @@ def _style(direction: str) -> tuple[str, str, str]:
 
 def _pareto(axis: Axes, own: pd.DataFrame) -> None:
     """Off-target against on-target flips, one mark a dose."""
-    scores = own[own.score.isin(["flip", "off_target"])]
+    # Where no other answer follows, held-out probes say what else changed, if any were trained.
+    off = "off_target" if (own.score == "off_target").any() else "probe_off_target"
+    scores = own[own.score.isin(["flip", off])].replace({"score": {off: "off_target"}})
+    if off == "probe_off_target" and len(scores):
+        axis.annotate("other features: held-out probes", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=7)
     if not (scores.score == "off_target").any():
         words = {"ha": "center", "va": "center", "fontsize": 8, "color": plots.GREY}
         axis.text(0.5, 0.5, "no other answer\nfollows", transform=axis.transAxes, **words)
