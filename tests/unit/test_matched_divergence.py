@@ -7,23 +7,28 @@ from counterprobe import matched_divergence, statistics
 
 
 def test_doses_of_known_curves():
-    scale = np.array([0.003, 0.5, 40.0, 1.0, 1.0])
-    power = np.array([2.0, 2.0, 2.0, 1.2, 2.0])
-    most = np.array([np.inf, np.inf, np.inf, np.inf, 0.05])
+    scale = np.array([0.003, 0.5, 40.0, 1.0, 1e-4])
+    power = np.array([2.0, 2.0, 2.0, 1.2, 11.0])
+    most = np.array([np.inf, np.inf, np.inf, 0.05, np.inf])
     asked = []
 
     def divergence(dose):
         asked.append(dose)
-        raw = scale * dose**power
-        return np.where(np.isinf(most), raw, most * -np.expm1(-raw / np.where(np.isinf(most), 1, most)))
+        return np.minimum(scale * dose**power, most)
 
     found = matched_divergence.doses_at(divergence, 0.1, 5)
-    # The fourth grows otherwise than it is first taken to, the last stays below what is wanted.
-    assert found[:3] == pytest.approx((0.1 / scale[:3]) ** 0.5, rel=1e-6)
-    assert scale[3] * found[3] ** power[3] == pytest.approx(0.1, rel=0.02)
-    assert np.isnan(found[4])
-    assert len(asked) == matched_divergence.ROUNDS
-    assert np.isnan(matched_divergence.doses_at(lambda dose: np.zeros(2), 0.1, 2)).all()
+    # Squares, one that stays below what is wanted, and one that is steep.
+    assert found[:3] == pytest.approx((0.1 / scale[:3]) ** 0.5, rel=0.01)
+    assert np.isnan(found[3])
+    assert scale[4] * found[4] ** power[4] == pytest.approx(0.1, rel=0.05)
+    assert len(asked) == matched_divergence.ROUNDS + 1
+
+
+def test_a_jump_over_what_is_wanted_and_moves_that_disturb_nothing_have_no_dose():
+    assert np.isnan(matched_divergence.doses_at(lambda dose: np.where(dose < 2, 1e-6, 5.0), 0.1, 2)).all()
+    asked = []
+    assert np.isnan(matched_divergence.doses_at(lambda dose: asked.append(dose) or np.zeros(2), 0.1, 2)).all()
+    assert len(asked) == 1
 
 
 def test_the_difference_is_paired_and_counts_the_draws():

@@ -40,7 +40,7 @@ smallest dose that flips `REACHED` of the first half at the layer chosen for dif
 `:divergence` (C26; of the first feature of the pre-registered pair) is the dose at which neutral tokens diverge by
 `EQUAL_DIVERGENCE` bits on the first half: the averaged difference at every token, and single prompt pairs at the front
 (`seed` is the pair); the row of an SAE, and null directions of the within-cell covariance (C25), at generated tokens. Each
-way at the layer where it moves the answer most for the root of the divergence.
+way at the layer where it then moves the answer most.
 Nulls (`control`) are as long as μ₊ − μ₋, with the effects of all named features projected out (`coordinate_swaps`); the
 band of a kind holds a direction that means nothing with 95%.
 
@@ -995,29 +995,41 @@ class _Feature:
     def _equally_disturbing(self, way: Way) -> tuple[dict[str, Any], np.ndarray, Outcome]:
         """Site, doses, and outcome on the second half; layer and doses from the first. Raises Excluded where too few of
         the moves disturb as much."""
-        vectors_at = {layer: way.vectors(layer) for layer in way.layers}
-        worth = {}
-        for layer, vectors in vectors_at.items():
-            moves = [Move(vector, 1.0) for vector in vectors]
-            tried = self.choosing.outcome(self.readout, way.position, [layer], moves)
-            spent = np.maximum(_mean(tried.divergence, axis=1), np.finfo(float).tiny)
-            worth[layer] = (self._effect(tried, self.choosing, "choose").mean(axis=1) / np.sqrt(spent)).mean()
-        layer = max(worth, key=lambda tried: worth[tried])
-        vectors = vectors_at[layer]
-
-        def divergence(doses: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-            moves = [Move(vector, dose) for vector, dose in zip(vectors, doses, strict=True)]
-            return _mean(self.choosing.outcome(self.readout, way.position, [layer], moves).divergence, axis=1)
-
-        doses = matched_divergence.doses_at(divergence, EQUAL_DIVERGENCE, len(vectors))
-        reached = np.flatnonzero(~np.isnan(doses))
-        if len(reached) < way.fewest:
-            raise directions.Excluded(
-                f"{len(reached)} of {len(vectors)} disturb neutral tokens by {EQUAL_DIVERGENCE} bits at some coefficient"
+        best, most = None, 0
+        for layer in way.layers:
+            vectors = way.vectors(layer)
+            outcome = partial(self._moved_along, self.choosing, way.position, layer)
+            doses = matched_divergence.doses_at(
+                lambda tried, outcome=outcome, vectors=vectors: _mean(outcome(vectors, tried).divergence, axis=1),
+                EQUAL_DIVERGENCE,
+                len(vectors),
             )
-        moves = [Move(vectors[k], doses[k]) for k in reached]
-        outcome = self.reporting.outcome(self.readout, way.position, [layer], moves)
-        return {"position": way.position, "layer": layer, "control": way.control}, doses[reached], outcome
+            reached = np.flatnonzero(~np.isnan(doses))
+            most = max(most, len(reached))
+            if len(reached) < way.fewest:
+                continue
+            kept = [vectors[k] for k in reached]
+            effect = self._effect(outcome(kept, doses[reached]), self.choosing, "choose").mean()
+            if best is None or effect > best[0]:
+                best = effect, layer, kept, doses[reached]
+        if best is None:
+            raise directions.Excluded(
+                f"at most {most} disturb neutral tokens by {EQUAL_DIVERGENCE} bits at any coefficient"
+            )
+        _, layer, kept, doses = best
+        where = {"position": way.position, "layer": layer, "control": way.control}
+        return where, doses, self._moved_along(self.reporting, way.position, layer, kept, doses)
+
+    def _moved_along(
+        self,
+        sample: Sample,
+        position: str,
+        layer: int,
+        vectors: Sequence[np.ndarray],
+        doses: Float[np.ndarray, " k"],
+    ) -> Outcome:
+        moves = [Move(vector, dose) for vector, dose in zip(vectors, doses, strict=True)]
+        return sample.outcome(self.readout, position, [layer], moves)
 
     def _fronts(self, layer: int) -> list[Float[np.ndarray, "t d"]]:
         """Differences of single aligned prompt pairs at each of their first tokens, as long in all as μ₊ − μ₋."""
