@@ -205,7 +205,13 @@ def test_rows_of_dictionaries_are_directions_where_there_are_any(checkpoint, des
         dictionaries.write(replace(learned, name=kind, seed=0), folder, model="m", layer=1, bos=False)
     path = tmp_path / manifest.NAME
     manifest.write(path, {"files": manifest.describe_files(tmp_path)}, {})
-    settings = SETTINGS | {"directions": ["diff_mean"], "positions": ["generated"], "jacobian": 0, "gallery": 0}
+    settings = SETTINGS | {
+        "directions": ["diff_mean"],
+        "positions": ["generated"],
+        "jacobian": 0,
+        "gallery": 0,
+        "nulls": 20,
+    }
     found = steering.measure(checkpoint, design, SPEC | {"steering": settings}, CELL, path, device="cpu")
     measured = found[found.estimate.notna()]
     assert {"row_sae:1", "row_ica:chosen", "row_sae:detect"} <= set(measured.probe)
