@@ -38,7 +38,7 @@ PLANTED_SEED = 1.0  # 748 items of width 128
 # Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
 GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
 # The same of steering, at a revision of the ladder (the default's doses) and at another.
-STEERED, DETECTED = 75.0, 5.0
+STEERED, DETECTED = 100.0, 5.0
 EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.6, 5.0, 28.0, 6.0, 6.0
 BLOCKS = 12 * 4 * 128**2
 # Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
