@@ -23,6 +23,8 @@ OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
 SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 REPORT = "$(BIN)/snakemake" all write_report $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
+# A worker a core, each with its own files; the smoke experiment and what needs it are one worker's.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
 INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
 INSTALL_BROWSER = "$(BIN)/python" tests/workflow/browser.py install
 EXTRA := slow or cluster or browser
@@ -67,7 +69,7 @@ readme: environment
 	@"$(BIN)/snakemake" render_readme $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 
 test: environment
-	@$(PYTEST) -m "not ($(EXTRA))"
+	@$(PYTEST) $(PARALLEL) -m "not ($(EXTRA))"
 
 # pytest's exit status 5 means that no test was selected. Where SLURM or a browser cannot be installed, its tests say why
 # they skip.

@@ -1,12 +1,13 @@
 """Streaming ICA against scikit-learn, and SAEs in one stack against peers; run by hand, with nothing else running.
 
-    python benchmarks/dictionaries.py [--threads 1] [--rounds 3] [--rows 200000] [--width 256] [--only ica|memory|sae]
+    python benchmarks/dictionaries.py [--threads 1] [--rounds 3] [--rows 200000] [--width 256] [--only ica|memory|sae|rare]
 
 ICA: Laplace sources, mixed; wall and processor time of both at scikit-learn's default tolerance, and how far either is from
 the true mixing (smallest and median |cosine|). Memory: peak of the process at 1 and 16 times the rows, read from a file.
 SAE: the same tensor, sizes, k, batch and number of steps; tokens a second of six dictionaries in one stack, of one alone,
 and of each peer that is installed (dictionary-learning, overcomplete), one after another; with the share of the
-matrix-product rate of the same minute. Prints, writes nothing.
+matrix-product rate of the same minute. Rare features: the share that ICA and an SAE find, by how often a feature occurs and
+how many rows there are. Prints, writes nothing.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--only", choices=["ica", "memory", "sae"])
+    parser.add_argument("--only", choices=["ica", "memory", "sae", "rare"])
     parser.add_argument("--peak", help="internal: the rows of this file, peak memory printed")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -45,6 +46,8 @@ def main() -> None:
         memory(options)
     if options.only in (None, "sae"):
         sae(options)
+    if options.only in (None, "rare"):
+        rare()
 
 
 def ica(options: argparse.Namespace) -> None:
@@ -58,6 +61,7 @@ def ica(options: argparse.Namespace) -> None:
 
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((options.width, options.width)).astype(np.float32)
+    print(f"load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores, {product_rate(torch) / 1e9:.0f} GFLOP/s")
     x = rng.laplace(size=(options.rows, options.width)).astype(np.float32) @ mixing.T
     truth = torch.from_numpy(mixing.T.copy())
     chunks = streaming_ica.chunked(torch.from_numpy(x), CHUNK)
@@ -72,16 +76,18 @@ def ica(options: argparse.Namespace) -> None:
         return torch.from_numpy(found.mixing_.T.astype(np.float32)), found.n_iter_
 
     print(f"ICA of {options.rows:,} x {options.width}, {options.threads} thread(s)")
-    best = {}
+    best, kept = {}, {}
     for name, run in (("scikit-learn", theirs), ("streaming", ours)):
         (columns, iterations), wall, processor = timed(run)
         cosines = best_match(columns, truth)
         best[name] = processor
+        kept[name] = columns
         print(
             f"  {name:<13}{wall:7.1f} s wall{processor:7.1f} s processor{iterations:5d} iterations"
             f"   |cos| with the truth: least {cosines.min():.4f}, median {cosines.median():.4f}"
         )
-    print(f"  {best['scikit-learn'] / best['streaming']:.1f} x scikit-learn, by processor time")
+    print(f"  {best['scikit-learn'] / best['streaming']:.2f} x scikit-learn, by processor time")
+    print(f"  least |cos| of the two with each other: {best_match(*kept.values()).min():.5f}")
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -145,12 +151,10 @@ def sae(options: argparse.Namespace) -> None:
     runs |= {name: (run, 1) for name, run in peers(x).items()}
     # Encoder and decoder forwards, and three products backwards.
     operations = 5 * 2 * WIDTH * SIZE
-    square = torch.randn(2048, 2048)
     print(f"SAE of {SIZE} latents, k = {K}, width {WIDTH}, batches of {BATCH}: tokens a second and dictionary")
     best = dict.fromkeys(runs, 0.0)
     for _ in range(options.rounds):
-        _, _, product = timed(lambda: square @ square)
-        rate = 2 * 2048**3 / product
+        rate = product_rate(torch)
         for name, (run, count) in runs.items():
             _, _, seconds = timed(run)
             best[name] = max(best[name], count * len(x) / seconds)
@@ -160,6 +164,15 @@ def sae(options: argparse.Namespace) -> None:
     others = [speed for name, speed in best.items() if not name.startswith("ours")]
     if others:
         print(f"  one stack against the best peer: {best[f'ours, {STACK} in one stack'] / max(others):.2f} x")
+
+
+def rare() -> None:
+    from counterprobe import rare_features
+
+    setting = rare_features.Setting()
+    found = rare_features.recall(setting, [2_000, 8_000, 32_000, 128_000], seed=0)
+    print(f"share of {setting.features} features in {setting.width} dimensions found, from frequent (0) to rare (3)")
+    print(rare_features.by_rarity(found).round(2).to_string())
 
 
 def peers(x) -> dict:
@@ -199,6 +212,12 @@ def peers(x) -> dict:
     except (ImportError, RuntimeError) as missing:
         print(f"  overcomplete: {missing}")
     return found
+
+
+def product_rate(torch) -> float:
+    """Operations a second of a float32 matrix product, by processor time."""
+    square = torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(timed(lambda: square @ square)[2] for _ in range(3))
 
 
 def timed(run):

@@ -1,6 +1,7 @@
 """Fixtures for all tests: the checkout, shared models and data beside it, a skip where a card is missing."""
 
 import functools
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # A loaded machine must not fail a property test, nor two runs of the suite differ.
 settings.register_profile("counterprobe", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("counterprobe")
+
+# Tests share the cores (pytest -n): one thread each, before anything imports torch. Jobs of the workflow set their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `pytest -n --dist loadgroup`: one run of the smoke experiment for all that need it, and each file's fixtures
+    made once."""
+    for item in items:
+        shared = "smoke" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("smoke" if shared else item.path.name))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

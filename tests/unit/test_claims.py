@@ -1,5 +1,6 @@
 """Verdicts on claims: planted tables for every kind of criterion, and what missing tables do."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_a_difference_of_rows_has_the_interval_of_independent_numbers():
     assert found(leg({"above": 0.3}, versus=versus | {"table": "u"}), row(0.9)).reason == "this run has no table u"
 
 
+def test_a_number_can_be_held_against_a_multiple_of_another():
+    versus = {"where": {"target": "a"}, "times": 0.5}
+    seen = found(leg({"below": 0}, versus=versus), row(0.2, 0.03), row(0.6, 0.08, target="a"))
+    assert (seen.holds, seen.estimate, seen.upper) == ("yes", pytest.approx(-0.1), pytest.approx(-0.05))
+
+
 def test_every_rung_has_to_be_exceeded():
     versus = {"where": {"weights": {"not": "trained"}}, "by": ["weights"]}
     rungs = [row(x, weights="init", seed=k) for k, x in enumerate((0.50, 0.51, 0.52))]
@@ -179,7 +186,7 @@ def test_a_claim_holds_where_all_its_legs_do(estimates, verdict):
     assert claim["artefact"] == "0123456789ab"
     assert claim["underpowered"] == (verdict == "inconclusive")
     if verdict == "not run":
-        assert claim["reason"] == "no row has layer 1"
+        assert claim["reason"] == "z (no row has layer 1)"
     else:
         # The leg that decides is the one that is shown.
         shown = {"supported": 0.6, "inconclusive": 0.52, "contradicted": 0.4}[verdict]
@@ -204,6 +211,111 @@ def test_without_a_single_table_nothing_breaks_and_nothing_is_run():
     assert table.reason.str.len().min() > 0
     assert list(table) == list(claims.COLUMNS)
     assert list(legs) == list(claims.LEG_COLUMNS)
+
+
+EVERY = SUBJECT | {
+    **dict.fromkeys(("revision", "design", "published", "position", "protocol", "first", "second"), "x"),
+    **{"bos": False, "basic": ["a"], "needed": ["c^d"], "revision": "step4"},
+}
+
+
+def satisfied(legs):
+    """Tables in which every leg finds the rows that it asks for, whatever they say."""
+    rows = {}
+    for asked in legs:
+        others = [asked["versus"]] if "versus" in asked else []
+        for place, part in enumerate([asked, *others]):
+            of = part.get("of", asked.get("of", ("estimate", "lower", "upper")))
+            for seed in range(2):
+                made = {name: 0.2 + 0.01 * (seed + place) for name in of} | {of[1]: 0.1, of[2]: 0.3}
+                made |= {name: asking(value) for name, value in part["where"].items()}
+                word = asked["test"].get("word")
+                made |= {word["column"]: word["holds"][0], word.get("p", "p"): 0.01} if word else {"holds": "yes"}
+                made = {"leg": "x", "lower": 0.1, "upper": 0.3, "estimate": 0.2, "weights": "trained"} | made
+                if seed == 0 or "by" in part or part.get("reduce", asked.get("reduce")) == "seeds":
+                    rows.setdefault(part.get("table", asked["table"]), []).append(made)
+    return {name: pd.DataFrame(table) for name, table in rows.items()}
+
+
+def asking(value):
+    """Some value that a row filter of the ledger lets through."""
+    if isinstance(value, dict):
+        ((kind, bound),) = value.items()
+        return {"not": "another", "starts": bound, "over": 1e9}[kind]
+    if value == "$last":
+        return 1
+    value = EVERY[value[1:]] if isinstance(value, str) and value.startswith("$") else value
+    return value[0] if isinstance(value, list) else value
+
+
+def tables_of(leg):
+    return {leg["table"], leg.get("versus", {}).get("table", leg["table"])}
+
+
+@pytest.mark.parametrize("name", [name for name, claim in ledger.load().items() if claim["legs"]])
+def test_without_one_of_its_tables_a_claim_is_not_run_and_says_which_is_missing(name):
+    claim = ledger.load()[name]
+    deciding = [leg for leg in claim["legs"] if leg.get("decides", True)]
+    for leg in deciding:
+        seen = claims.find(leg, satisfied([leg]), EVERY)
+        assert seen.holds != "not run", seen.reason
+        for gone in tables_of(leg):
+            kept = {table: rows for table, rows in satisfied([leg]).items() if table != gone}
+            assert claims.find(leg, kept, EVERY).reason == f"this run has no table {gone}"
+    for gone in set().union(*(tables_of(leg) for leg in deciding)):
+        kept = {table: rows for table, rows in satisfied(claim["legs"]).items() if table != gone}
+        judged, legs = claims.judge({name: claim}, kept, EVERY, {})
+        assert (judged.verdict[0], len(legs)) == ("not run", len(claim["legs"]))
+        assert f"this run has no table {gone}" in set(legs.reason)
+
+
+def test_an_experiment_without_needless_pairs_runs_what_does_not_ask_for_them():
+    known = ledger.load()
+    judged, _ = claims.judge(known, {}, EVERY | {"needless": [], "needed": []}, {})
+    assert len(judged) == len(known)
+    leg = known["C30"]["legs"][1]
+    assert leg["where"]["target"] == "$needless"
+    seen = claims.find(leg, satisfied([leg]), EVERY | {"needless": []})
+    assert (seen.holds, seen.reason) == ("not run", "this experiment has no needless target")
+    other = known["C30"]["legs"][0]
+    assert claims.find(other, satisfied([other]), EVERY | {"needless": []}).holds != "not run"
+
+
+# A count of cells, widths, and the least of several coordinates: numbers without an interval, so without a power.
+WITHOUT_POWER = {"C12", "C21", "C29"}
+
+
+def test_every_claim_has_the_power_of_its_test_at_a_margin_but_those_without_an_interval():
+    without = set()
+    for name, claim in ledger.load().items():
+        if claim["kind"] != "claim" or not claim["legs"]:
+            continue
+        powers = []
+        for leg in (leg for leg in claim["legs"] if leg.get("decides", True)):
+            interval = set(leg["test"]) & {"above", "below", "word"}
+            assert not interval or "margin" in leg, f"{name}: {leg['says']}"
+            seen = claims.find(leg, satisfied([leg]), EVERY)
+            powers.append(seen.power)
+        if np.isnan(powers).all():
+            without.add(name)
+    assert without == WITHOUT_POWER
+
+
+def test_forty_features_have_pairs_and_no_more(monkeypatch):
+    monkeypatch.setattr(claims.splits, "primary_protocol", lambda *_, **__: "items")
+    rng = np.random.default_rng(0)
+    world = statements.world({"topics": {"cities": 8, "animals": 8}, "carriers": 8}, RESOURCES)
+    few = statements.factorial("many", {"blocks": 4}, world)
+    names = [f"feature {k}" for k in range(40)]
+    factors = {name: rng.integers(0, 2, len(few.texts)).astype(few.factors["speaker"].dtype) for name in names}
+    many = dataclasses.replace(
+        few, factors=factors, carriers={}, carrier_counts={}, primary=(names[1], names[0]), needed=(), aliases={}
+    )
+    many = dataclasses.replace(many, readouts={}, priors={})
+    subject = claims.subject_of("m", "main", many, "", ["items"], position="last", bos=False, n_folds=4, seed=0)
+    assert (len(subject["basic"]), len(subject["needless"]), subject["needed"]) == (40, 780, [])
+    judged, _ = claims.judge(ledger.load(), {}, subject, {})
+    assert len(judged) == 56
 
 
 def named():

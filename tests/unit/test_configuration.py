@@ -325,6 +325,14 @@ def test_without_a_file_the_hint_names_it():
     assert message.startswith(f"{NO_FILE}, device: 'gpu' is not a choice")
 
 
+def test_embeddings_that_never_move_need_a_corpus_that_there_is_where_they_are_asked_for():
+    section = "  last_only: []\nfrozen_embeddings: {corpus: plane}\n"
+    assert configuration.validate(yaml.safe_load(edited("  last_only: []\n", section)), NO_FILE)
+    asked = edited("  last_only: []\n", f"  frozen_embeddings: [gaussian]\n{section}")
+    (message,) = problems(asked)
+    assert message.endswith("frozen_embeddings.corpus: 'plane' is not among corpora; did you mean 'plain'?")
+
+
 def test_the_later_file_is_named(tmp_path):
     base, overlay = tmp_path / "config.yaml", tmp_path / "overlay.yaml"
     base.write_text(TEXT)

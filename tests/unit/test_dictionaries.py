@@ -72,7 +72,9 @@ def test_a_dictionary_does_not_depend_on_what_is_trained_beside_it(overcomplete)
     assert together.losses[2] == pytest.approx(alone.losses[0], rel=0.1)
 
 
-def test_gradients_are_those_of_automatic_differentiation(overcomplete):
+@pytest.mark.parametrize("sparse", [1, 10**6])
+def test_gradients_are_those_of_automatic_differentiation(overcomplete, monkeypatch, sparse):
+    monkeypatch.setattr(dictionary_training, "SPARSE", sparse)
     x = overcomplete[1][:64]
     recipes = [Recipe(32, 4, 0), Recipe(32, 2, 1)]
     stack = dictionary_training._Stack(recipes, 64, torch.device("cpu"), Schedule(10, 64))
@@ -84,6 +86,9 @@ def test_gradients_are_those_of_automatic_differentiation(overcomplete):
         codes = torch.zeros_like(before).scatter(1, places, values.relu())
         (codes @ decoder[place] + bias[place] - x).square().sum(1).mean().backward()
     stack.step(x, 0.0, last=False)
+    places = [(x @ row.T).topk(one.k, dim=1) for row, one in zip(leaves[0].detach(), recipes, strict=True)]
+    for fired, (values, latents) in zip(stack.fired, places, strict=True):
+        assert set(fired.nonzero()[:, 0].tolist()) == set(latents[values > 0].tolist())
     for ours, leaf in zip(stack.parameters, leaves, strict=True):
         torch.testing.assert_close(ours.grad, leaf.grad, rtol=1e-4, atol=1e-6)
 

@@ -62,6 +62,33 @@ def test_a_tuned_lens_undoes_a_rotation_that_blinds_the_logit_lens_and_leaves_no
     assert divergence(model, final, tuned(noise, 1)) > 0.8 * nothing
 
 
+def test_noise_on_unlikely_tokens_moves_log_probabilities_and_hardly_the_divergence():
+    """Where ten of a hundred tokens share .999, and where all are as likely."""
+    ten = torch.full((400, 100), 0.001 / 90)
+    ten[:, 3:13] = 0.0999
+    for p, least, most in ((ten, 0.0005, 0.003), (torch.full((400, 100), 0.01), 0.8, 1.0)):
+        few, every = layerwise.unlikely(p.log(), torch.Generator().manual_seed(0))
+        shares = few.sum(axis=0) / every.sum(axis=0)
+        assert few.shape == (400, 2)
+        assert least < shares[0] < most
+        # Noise on likely tokens also moves all others, by what the probabilities then sum to.
+        assert 0.6 < shares[1] < 0.95
+
+
+def test_what_noise_moves_is_that_of_the_definition():
+    p = torch.distributions.Dirichlet(torch.full((20,), 0.5)).sample((5,)).numpy().astype(np.float64)
+    few, every = layerwise.unlikely(torch.tensor(p).log(), torch.Generator().manual_seed(3))
+    noise = torch.randn((5, 20), generator=torch.Generator().manual_seed(3)).numpy()
+    for text in range(5):
+        likely = np.argsort(p[text])[18:]
+        for found, kept in ((few, np.setdiff1d(np.arange(20), likely)), (every, np.arange(20))):
+            q = p[text].copy()
+            q[kept] *= np.exp(noise[text, kept])
+            q /= q.sum()
+            expected = [np.sum(p[text] * np.log2(p[text] / q)), np.sum(np.log(p[text] / q) ** 2)]
+            assert found[text] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def design():
     return planted_activations.layout(items=32, carriers=8, texts=16)

@@ -140,8 +140,40 @@ def test_a_neuron_that_writes_one_token_is_the_most_congruent(model, opened, tok
     finally:
         column.copy_(saved)
     assert int(found[1][4].argmax()) == 11
-    rows = list(neuron_sources.congruence_rows(found, [Neuron(1, 4)], tokenizer, {}))
+    rows = list(neuron_sources.congruence_rows(found, [(Neuron(1, 4), Neuron(1, 5))], tokenizer, 0.95, {}))
     assert rows[0]["note"].startswith(repr(tokenizer.decode([11])))
+    assert [row["control"] for row in rows if row["score"] == "congruence"] == ["none", "random_neurons"]
+
+
+class Forms:
+    """A vocabulary in which every word has four forms, and one has none."""
+
+    texts = ("an", " an", "An", " An", "the", " the", "The", " The", "x")
+
+    def __len__(self):
+        return len(self.texts) + 20
+
+    def decode(self, ids):
+        return self.texts[ids[0]] if ids[0] < len(self.texts) else f"word {ids[0]}"
+
+
+def test_forms_of_a_token_are_counted_among_the_ten_and_none_where_there_are_none():
+    congruent = torch.zeros(4, len(Forms()))
+    congruent[0, [0, 1, 2, 3]] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    congruent[1, 4], congruent[1, 9:20] = 2.0, 1.0
+    congruent[2, 5], congruent[2, 6], congruent[2, 9:20] = 2.0, 1.5, 1.0
+    congruent[3, 8] = 1.0
+    pairs = [(Neuron(0, 0), Neuron(0, 1)), (Neuron(0, 2), Neuron(0, 1)), (Neuron(0, 0), Neuron(0, 3))]
+    rows = list(neuron_sources.congruence_rows([congruent], pairs, Forms(), 0.95, {}))
+    forms = [row for row in rows if row["score"] == "variants_in_top_10" and row["probe"] != "token_neurons"]
+    share = [(row["control"], row["estimate"]) for row in forms]
+    assert share == [("none", 1.0), ("random_neurons", 0.25), ("none", 0.5), ("random_neurons", 0.25), ("none", 1.0)]
+    mean = {(row["score"], row.get("control")): row["estimate"] for row in rows if row["probe"] == "token_neurons"}
+    assert mean == {
+        ("variants_in_top_10", "none"): 0.75,
+        ("variants_in_top_10", "random_neurons"): 0.25,
+        ("variants_in_top_10_above_random", None): 0.5,
+    }
 
 
 def test_random_neurons_are_as_long_as_the_chosen_and_none_is_taken_twice(model, opened):

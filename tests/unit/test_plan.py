@@ -27,8 +27,9 @@ CONFIG = {
         "controls": ["init", "gaussian"],
         "last_only": ["r"],
         "dictionaries": [],
+        "frozen_embeddings": [],
     },
-    "dictionaries": {"rungs": ["init"]},
+    "dictionaries": {"rungs": ["init"], "pretrained": {}},
     "controls": {"revisions": "last"},
 }
 
@@ -147,6 +148,14 @@ def test_neurons_are_looked_at_where_label_controls_are_and_only_of_models_that_
     assert not [*plan.neuron_figures(none), *plan.neuron_units(none)]
 
 
+def test_embeddings_that_never_move_have_one_table_and_one_figure():
+    assert plan.frozen_tables(config()) == ()
+    assert not list(plan.frozen_figures(config()))
+    chosen = config(frozen_embeddings=["gaussian"])
+    assert plan.frozen_tables(chosen) == ("frozen_embeddings",)
+    assert list(plan.frozen_figures(chosen)) == ["frozen_embeddings"]
+
+
 def test_a_controlled_revision_has_to_exist():
     wrong = config()
     wrong["controls"] = {"revisions": ["step5"]}
@@ -167,3 +176,11 @@ def test_dictionaries_of_the_models_that_get_them_under_trained_weights_and_ever
     assert [(u.revision, u.weights, u.design) for u in units] == [("step6", "trained", "f"), ("step6", "init", "f")]
     assert list(plan.dictionary_figures(config(dictionaries=["m"]))) == ["m/f/dictionaries", "m/f/perturbations"]
     assert not list(plan.dictionary_units(config(dictionaries=["another"])))
+
+
+def test_dictionaries_of_others_for_the_models_that_get_dictionaries():
+    entries = {"a": {"model": "m"}, "b": {"model": "another"}, "c": {"model": "m"}}
+    read = {**config(dictionaries=["m"]), "dictionaries": {"rungs": ["init"], "pretrained": entries}}
+    assert plan.pretrained(read) == plan.pretrained(read, "m") == ("a", "c")
+    assert plan.pretrained(read, "another") == ()
+    assert plan.pretrained({**read, "run": {**read["run"], "dictionaries": []}}) == ()

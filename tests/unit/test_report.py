@@ -1,6 +1,7 @@
 """The report, the comparison and the README's table: from planted results, and what they say when something is missing."""
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -118,6 +119,9 @@ def test_a_claim_shows_its_number_its_configuration_and_its_code(page):
     assert report.code_digest("measure_geometry.py") in row
     assert "&#34;probes&#34;" in row
     assert ledger.load()["C09"]["fixed"] in row
+    numbers = re.search(r'href="data:text/csv;base64,([^"]*)" download="C09.csv"', row)[1]
+    legs = pd.read_csv(io.BytesIO(base64.b64decode(numbers)))
+    assert legs[["claim", "holds", "estimate"]].values.tolist() == [["C09", "yes", 0.2], ["C09", "yes", 0.2]]
 
 
 def test_without_its_tables_the_page_says_what_to_do(tmp_path, config):
@@ -166,6 +170,58 @@ def test_forty_features_and_names_of_all_kinds_are_shown(tmp_path, config):
     assert "All 41 targets" in page
     assert "feature &lt;39&gt;" in page
     assert "The XOR <strong>ä^b</strong>" in page
+
+
+def test_sanity_checks_and_questions_are_listed_and_not_counted():
+    verdicts = ("supported", "contradicted", "inconclusive", "not run")
+    rows = [
+        {"kind": kind, "verdict": verdict, "underpowered": verdict == "inconclusive"}
+        for kind in ("claim", "optional", "sanity", "question")
+        for verdict in verdicts
+    ]
+    counted = report.counts(rows)
+    assert {verdict: counted[verdict] for verdict in verdicts} == dict.fromkeys(verdicts, 2)
+    assert (counted["all"], counted["run"], counted["underpowered"]) == (8, 6, 2)
+    assert (counted["sanity"], counted["sane"], counted["insane"]) == (4, 1, 1)
+
+
+def test_every_claim_that_was_run_shows_its_power_or_that_it_has_none(page):
+    rows = re.findall(r'<tr id="(C\d\d)" data-verdict="([^"]*)".*?data-label="power"[^>]*>([^<]*)<', page, re.DOTALL)
+    assert len(rows) == 56
+    assert all(re.search(r"\d|no interval", power) for _, verdict, power in rows if verdict != "not run")
+    assert any(verdict != "not run" for _, verdict, _ in rows)
+
+
+def test_figures_of_snakemakes_own_report_have_a_caption_a_category_and_labels():
+    rules = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+    drawn = 0
+    for path in rules:
+        text = path.read_text(encoding="utf-8")
+        calls = re.findall(r"report\(\n((?:            .*\n)+)", text)
+        drawn += len(calls)
+        for call in calls:
+            caption = re.search(r'caption="\.\./(report/\w+\.rst)"', call)
+            assert caption, call
+            assert (ROOT / "workflow" / caption[1]).read_text(encoding="utf-8").strip()
+            assert re.search(r'category="\w', call)
+            assert re.search(r'labels=\{"', call)
+        # Calibration is asked for by name, and no figure of an experiment.
+        if path.name != "calibration.smk":
+            assert not re.findall(r'png="', text), path
+    assert drawn >= 15
+
+
+def test_figures_follow_their_questions_and_the_first_model_comes_first():
+    names = ["a/d/capacity", "b/d/capacity", "superposition/geometry", "verdicts", "b/embedding", "b/d/unheard_of"]
+    assert sorted(names, key=lambda name: report._place(name, ["b", "a"])) == [
+        *("verdicts", "b/d/capacity", "a/d/capacity", "b/embedding", "superposition/geometry", "b/d/unheard_of"),
+    ]
+
+
+def test_a_small_p_is_small_and_no_p_is_none():
+    assert [report._chance(p) for p in (0.0, 3e-37, 0.0123, 1.0)] == ["< 0.0001", "< 0.0001", "0.012", "1"]
+    assert report._chance(float("nan")) == "–"
+    assert report._interval({"estimate": 2e-8, "lower": -0.0, "upper": 0.0}) == "2e-08 [0, 0]"
 
 
 def side(**rows):

@@ -81,6 +81,30 @@ def test_what_is_no_data_is_refused():
         streaming_ica.fit(streaming_ica.chunked(torch.tensor([[1.0, float("nan")], [0.0, 1.0]])))
 
 
+def test_a_start_from_a_sample_ends_where_all_rows_end_in_fewer_passes(monkeypatch):
+    mixing, x = mixed(24_000, 16, seed=2)
+    # Sorted by a component, as tokens are by their text: the first rows are no sample.
+    x = torch.from_numpy(x[np.argsort(x[:, 0])])
+    chunks = streaming_ica.chunked(x, 3000)
+    sampled = streaming_ica.fit(chunks)
+    monkeypatch.setattr(streaming_ica, "WORTH_SAMPLING", np.inf)
+    whole = streaming_ica.fit(chunks)
+    assert sampled.converged
+    assert sampled.iterations <= 4 < whole.iterations
+    assert float(best_match(sampled.mixing.T, whole.mixing.T).min()) > 0.9999
+    truth = torch.from_numpy(mixing.T.astype(np.float32))
+    assert float(best_match(sampled.mixing.T, truth).min()) > 0.99
+
+
+def test_a_direction_that_a_sample_may_miss_is_not_lost():
+    x = torch.from_numpy(mixed(20_000, 4)[1])
+    rare = torch.zeros(20_000, 1)
+    rare[7] = 100.0
+    found = streaming_ica.fit(streaming_ica.chunked(torch.cat([x, rare], 1), 2000))
+    assert found.rank == 5
+    assert float(found.mixing[4].abs().max()) > 0.5
+
+
 class Drawn(Sequence):
     """Chunks that exist only while they are read."""
 

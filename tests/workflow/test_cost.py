@@ -25,6 +25,7 @@ def previewed(said: str) -> dict[str, int]:
         ("config/kill.yaml",),
         ("config/own-model.yaml",),
         ("config/gpt2.yaml",),
+        ("config/gpt2-sae.yaml",),
     ],
 )
 def test_the_preview_counts_the_jobs_that_would_run(fresh_checkout, overlay):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from counterprobe import configuration, cost, plan
+from counterprobe import configuration, cost, dictionaries, plan
 from counterprobe.revisions import PYTHIA_STEPS
 
 HEADROOM = {"seconds": 60, "bytes": 2e9}
@@ -58,6 +58,19 @@ def test_gpt2_is_one_checkpoint_with_the_ladder(root):
     config = merged(root, "gpt2.yaml")
     assert {unit.weights for unit in plan.units(config)} == {plan.TRAINED, *config["run"]["controls"]}
     assert {unit.revision for unit in plan.units(config)} == {"main"}
+
+
+def test_a_published_sae_is_fetched_for_its_model_and_read_at_its_layer(root):
+    config = merged(root, "gpt2-sae.yaml")
+    assert plan.pretrained(config) == ("bloom",)
+    assert {unit.weights for unit in plan.dictionary_units(config)} == {plan.TRAINED, *config["dictionaries"]["rungs"]}
+    entry = config["dictionaries"]["pretrained"]["bloom"]
+    assert (entry["source"], entry["revision"], entry["centred"]) == ("hub", "main", True)
+    assert dictionaries.layer_of(entry["folder"]) in config["dictionaries"]["layers"]
+    rows = {row.rule: row for row in cost.estimate(config).rows}
+    assert rows["register_dictionary"].jobs == 1
+    # 2 x 24,576 x 768 floats.
+    assert rows["register_dictionary"].fetched == pytest.approx(151e6, rel=0.01)
 
 
 MEASURED = """

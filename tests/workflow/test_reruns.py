@@ -80,6 +80,8 @@ def overlay(smoke, **changes):
         ("ablation__verified", 5, {"ablate_components"}),
         ("dictionaries__steps", 11, {"train_dictionaries"}),
         ("dictionaries__draws", 21, {"measure_dictionaries"}),
+        # One more is a job of its own, and an input more of the measuring one.
+        ("dictionaries__pretrained", {"other": {"source": "directory", "model": "tiny", "path": "nowhere"}}, set()),
         ("embedding__folds", 3, {"measure_embedding"}),
         ("neurons__count", 3, {"attribute_neurons"}),
         ("neurons__k", [1, 4], {"probe_neurons"}),
@@ -167,6 +169,8 @@ MODULES = {
     "neuron_plots": {"draw_embedding", "draw_layers", "draw_neurons"},
     "ablation": {"ablate_components"},
     "dictionary_training": {"train_dictionaries"},
+    "pretrained": {"train_dictionaries"},
+    "rare_features": set(),
     "sensitivity": {"measure_dictionaries"},
     "dictionary_plots": {"draw_dictionaries", "draw_perturbations"},
     "progress": set(),

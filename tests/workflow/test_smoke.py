@@ -162,3 +162,10 @@ def test_the_report_and_a_comparison_are_made_of_what_is_there(smoke):
     answered = legs[legs.table.isin(["probes", "geometry", "interference", "ablation", "capacity", "verdicts"])]
     assert {"probes", "geometry", "verdicts"} <= tables
     assert (answered.holds != "not run").sum() >= 15
+
+
+def test_snakemakes_own_report_is_made_with_captions_and_categories(smoke):
+    smoke.run("--configfile", "config/smoke.yaml", "--report", "results/smoke/snakemake-report.html")
+    page = smoke.read("results/smoke/snakemake-report.html").decode()
+    for said in ("Superposition", "Embedding and neurons", "how the features lie", "Salience is the share"):
+        assert said in page

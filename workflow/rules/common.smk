@@ -10,6 +10,7 @@ wildcard_constraints:
     revision=r"[^/]+",
     weights=r"[^/]+",
     design=r"[^/]+",
+    dictionary=r"[^/]+",
 
 
 def spec(*paths, **references):
@@ -94,6 +95,20 @@ def dictionaries_to_steer(wildcards):
     if plan.Unit(**dict(wildcards.items())) in plan.dictionary_units(config):
         return "<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json"
     return []
+
+
+def dictionaries_of_others(wildcards):
+    """Those that others trained for a model."""
+    return collect(
+        "<results>/pretrained/{dictionary}/manifest.json", dictionary=plan.pretrained(config, wildcards.model)
+    )
+
+
+def dictionary_files(wildcards):
+    """What the folder of such a dictionary holds, so that a changed one is read again; nothing of one on the hub."""
+    entry = config["dictionaries"]["pretrained"][wildcards.dictionary]
+    names = ("cfg.json", "sae_weights.safetensors") if entry["source"] == "directory" else ()
+    return [f"{entry['path']}/{name}" for name in names if os.path.isfile(f"{entry['path']}/{name}")]
 
 
 def texts_of(wildcards):

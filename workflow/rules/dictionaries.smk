@@ -1,6 +1,29 @@
 """Dictionaries of activations, what they are worth beside random ones, and how the network answers to their directions."""
 
 
+localrules:
+    register_dictionary,
+
+
+rule register_dictionary:
+    input:
+        files=dictionary_files,
+    output:
+        pretrained="<results>/pretrained/{dictionary}/manifest.json",
+    log:
+        "<results>/logs/register_dictionary/{dictionary}.log",
+    benchmark:
+        "<results>/benchmarks/register_dictionary/{dictionary}.tsv"
+    conda:
+        "../../envs/hub.yaml"
+    threads: 1
+    params:
+        spec=spec("dictionaries.pretrained.{dictionary}"),
+        code=code("register_dictionary.py", "hub"),
+    script:
+        "../scripts/register_dictionary.py"
+
+
 rule train_dictionaries:
     input:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
@@ -47,6 +70,7 @@ rule measure_dictionaries:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
         design="<results>/designs/{design}.parquet",
         dictionaries=dictionaries_beside_each_other,
+        pretrained=dictionaries_of_others,
     output:
         scores="<results>/dictionary_scores/{model}/{revision}/{design}.parquet",
     log:

@@ -181,6 +181,67 @@ rule gather_neurons:
         "../scripts/gather_table.py"
 
 
+rule train_frozen_embeddings:
+    input:
+        words=collect("workflow/resources/{table}.csv", table=("cities", "animals", "names", "suffixes")),
+    output:
+        table="<results>/tables/frozen_embeddings.parquet",
+    log:
+        "<results>/logs/train_frozen_embeddings.log",
+    benchmark:
+        "<results>/benchmarks/train_frozen_embeddings.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
+    params:
+        spec=spec(
+            "frozen_embeddings",
+            "run.frozen_embeddings",
+            "probes.penalties",
+            "probes.inner_folds",
+            "probes.outer_folds",
+            "probes.seed",
+            "statistics.confidence",
+            corpora="frozen_embeddings.corpus",
+        ),
+        code=code("train_frozen_embeddings.py"),
+    script:
+        "../scripts/train_frozen_embeddings.py"
+
+
+rule draw_frozen_embeddings:
+    input:
+        table="<results>/tables/frozen_embeddings.parquet",
+    output:
+        pdf="<results>/figures/frozen_embeddings.pdf",
+        png=report(
+            "<results>/figures/frozen_embeddings.png",
+            caption="../report/frozen_embeddings.rst",
+            category="Embedding and neurons",
+            labels={"model": "all", "design": "none", "figure": "embeddings that never move"},
+        ),
+        csv="<results>/figures/frozen_embeddings.csv",
+    log:
+        notebook="<results>/logs/draw_frozen_embeddings.ipynb",
+    benchmark:
+        "<results>/benchmarks/draw_frozen_embeddings.tsv"
+    conda:
+        "../../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
+    params:
+        spec=spec(),
+        code=code("frozen_embeddings.ipynb", "plots"),
+    notebook:
+        "../notebooks/frozen_embeddings.ipynb"
+
+
 rule draw_embedding:
     input:
         embedding="<results>/tables/embedding.parquet",

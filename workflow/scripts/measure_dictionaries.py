@@ -2,7 +2,8 @@
 
 Reconstruction, what the latents are about, sparse probes, the network's answers with reconstructions and controls in place
 of activations, and its response to moves along dictionary rows, differences of means and random directions. Every number
-stands beside the same number for a random dictionary and for dictionaries of randomised weights.
+stands beside the same number for a random dictionary and for dictionaries of randomised weights. Dictionaries that others
+trained (`dictionaries.pretrained`) are scored like those trained here.
 """
 
 from counterprobe import designs, dictionary_scores, dictionary_table, runtime, superposition_cells
@@ -15,6 +16,7 @@ with runtime.job(snakemake) as job:
         job.spec,
         job.wildcards,
         device=job.device,
+        pretrained=job.input.pretrained,
     )
     with job.writing("scores") as path:
         superposition_cells.write(table, path, dictionary_table.COLUMNS)

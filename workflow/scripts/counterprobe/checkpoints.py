@@ -41,7 +41,7 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -234,6 +234,36 @@ def download(
     for name in weights:
         fetch(listed[name])
     return snapshot
+
+
+def fetch(
+    revision: HubRevision,
+    names: Iterable[str],
+    *,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    patience: Patience = PATIENCE,
+) -> Path:
+    """Fetch these files of a revision, whatever they are, and verify each; return the snapshot folder.
+
+    `names` are among the revision's. Raises UserError as `download` does.
+    """
+    listed = {file.path: file for file in revision.files}
+    wanted = [listed[name] for name in names]
+    if not constants.is_offline_mode():
+        remove_stale(revision.repo, cache_dir=cache_dir)
+    _check_room(revision, wanted, cache_dir)
+    for file in wanted:
+        _fetch(revision, file, endpoint=endpoint, cache_dir=cache_dir, patience=patience)
+    return _snapshot(revision.repo, revision.commit, cache_dir)
+
+
+def describe(folder: str | Path, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files, as manifests list them. UserError for safetensors that were cut short."""
+    for name in names:
+        if name.endswith(".safetensors"):
+            _check_safetensors(Path(folder) / name)
+    return _describe(Path(folder), names, {})
 
 
 def hub_content(revision: HubRevision, snapshot: str | Path) -> dict[str, Any]:

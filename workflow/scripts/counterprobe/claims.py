@@ -29,8 +29,9 @@ Rows become one number by `reduce`:
     share        share of rows whose interval lies above `bar`: a number without an interval
     largest, smallest    the extreme row, with its interval
 
-`versus` makes the number a difference from other rows, whose intervals are taken as independent, or holds it against the
-95% prediction bound of each group of seeds (`rungs`): mean + t s √(1 + 1/k), the largest of which is the bound.
+`versus` makes the number a difference from other rows (`times` as much of them), whose intervals are taken as independent,
+or holds it against the 95% prediction bound of each group of seeds (`rungs`): mean + t s √(1 + 1/k), the largest of which is
+the bound.
 
 Pitfalls: an interval of a difference that was measured on the same texts is too wide here, never too narrow, where the
 two move together. p and power come from an interval alone and inherit its width.
@@ -209,8 +210,9 @@ def find(leg: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], subject: Ma
             if "by" in versus:
                 bound = _prediction_bound(other, versus["by"], of[0])
             else:
-                seen = _difference(seen, _reduced(other, leg | versus, versus.get("of", of), seen))
-        return _tested(seen, test, bound, leg.get("margin"))
+                beside = _reduced(other, leg | versus, versus.get("of", of), seen)
+                seen = _difference(seen, _scaled(beside, versus.get("times", 1.0)))
+        return _tested(seen, test, bound, _margin(leg))
     except _NotRun as reason:
         return Finding(NOT_RUN, str(reason))
 
@@ -318,6 +320,10 @@ def _reduced(rows: pd.DataFrame, leg: Mapping[str, Any], of: Sequence[str], seen
     )
 
 
+def _scaled(one: Finding, times: float) -> Finding:
+    return replace(one, estimate=times * one.estimate, lower=times * one.lower, upper=times * one.upper)
+
+
 def _difference(one: Finding, other: Finding) -> Finding:
     below = np.hypot(one.estimate - one.lower, other.upper - other.estimate)
     above = np.hypot(one.upper - one.estimate, other.estimate - other.lower)
@@ -382,6 +388,10 @@ def _p(distance: float, half: float) -> float:
     return float(2 * stats.norm.sf(Z * distance / half)) if half > 0 else 0.0
 
 
+def _margin(leg: Mapping[str, Any]) -> float | None:
+    return float(leg["margin"]) if "margin" in leg else None
+
+
 def _power(margin: float | None, half: float) -> float:
     if margin is None or np.isnan(half):
         return NAN
@@ -403,7 +413,7 @@ def _word(
         holds="no" if no.any() else "yes" if yes.all() else "undecided",
         reason=f"{row.get('target', '')} is {row[test['column']]}".strip(),
         p=float(rows[test["p"]].max()) if "p" in test else NAN,
-        power=_power(leg.get("margin"), (found["upper"] - found["lower"]) / 2),
+        power=_power(_margin(leg), (found["upper"] - found["lower"]) / 2),
     )
 
 
@@ -431,7 +441,7 @@ def _decided(rows: pd.DataFrame, leg: Mapping[str, Any], seen: Finding) -> Findi
         lower=float(row.lower),
         upper=float(row.upper),
         p=p,
-        power=_power(leg.get("margin"), widest),
+        power=_power(_margin(leg), widest),
     )
 
 
@@ -465,7 +475,8 @@ def _claim_row(
     }
     if not deciding or NOT_RUN in answers:
         missing = [finding.reason for _, finding in deciding if finding.holds == NOT_RUN]
-        reason = missing[0] if missing else claim["why"]
+        why = claim.get("why", "")
+        reason = f"{why} ({missing[0]})" if missing and why else missing[0] if missing else why
         shown = deciding[0][0] if deciding else None
         return row | {
             "verdict": NOT_RUN,

@@ -14,7 +14,6 @@ line has no line.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, nearest
 
 SCHEMA = Path(__file__).resolve().parents[2] / "schemas" / "config.schema.yaml"
 
@@ -321,13 +320,6 @@ def _oneof_problems(error: Any, validator: Any, where: _Where, keys: Keys) -> It
     yield f"{where(keys, value)}: {_shown(value)} is not {expected}{advice}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'negated'?`, or nothing where no known word is near."""
-    by_case = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=0.6)
-    return f"; did you mean '{by_case[close[0]]}'?" if close else ""
-
-
 def _listed(words: Sequence[str], last: str = "and") -> str:
     words = list(dict.fromkeys(words))
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else "none"
@@ -379,6 +371,10 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             if corpus is not None and corpus not in config["corpora"]:
                 advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
                 yield f"{where((section, name, 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
+    corpus = config["frozen_embeddings"]["corpus"]
+    if run["frozen_embeddings"] and corpus not in config["corpora"]:
+        advice = nearest(corpus, config["corpora"]) or f"; defined are {_listed(list(config['corpora']))}"
+        yield f"{where(('frozen_embeddings', 'corpus'), corpus)}: {corpus!r} is not among corpora{advice}"
     for section in ("reads", "ladders"):
         for name in config["run"][section]:
             if name not in config["models"]:
@@ -396,6 +392,11 @@ def _cross_problems(config: Mapping[str, Any], where: _Where) -> Iterator[str]:
             yield from _csv_problems(name, design, where)
         yield from _primary_problems(name, design, where)
         yield from _fold_problems(name, design, config, where)
+    for name, entry in config["dictionaries"]["pretrained"].items():
+        if entry["model"] not in config["models"]:
+            advice = nearest(entry["model"], config["models"]) or f"; defined are {_listed(list(config['models']))}"
+            at = where(("dictionaries", "pretrained", name, "model"), entry["model"])
+            yield f"{at}: {entry['model']!r} is not among models{advice}"
     yield from _activation_problems(config, where)
 
 

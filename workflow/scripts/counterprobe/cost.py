@@ -43,6 +43,7 @@ EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.6, 5.0, 28.0, 6.
 BLOCKS = 12 * 4 * 128**2
 # Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
 DICTIONARY_STEP, DICTIONARY_SCORES = 0.04, 20.0
+PUBLISHED = 32  # latents of a dictionary that others trained, in multiples of the width, as most are
 # Features that are swapped, and tokens from the site to the last answer.
 SWAPPED, TOKENS_AFTER = 6, 12
 TOKENS_OF_TEXT = 20
@@ -267,6 +268,7 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         size = max(0.1, planted["items"] * planted["width"] / (748 * 128))
         yield "probe_planted", TORCH + PLANTED_SEED * planted["seeds"] * size, 1.2 * MEMORY_TORCH, 57e3, 0
     yield from _toys(config)
+    yield from _frozen_embeddings(config)
     yield from _explanations(config, shapes, n_texts)
     yield from _neurons(config, shapes, n_texts)
     cells = sum(1 for _ in plan.units(config))
@@ -346,8 +348,15 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         yield "train_dictionaries", MODEL + work * layers * len(settings["inputs"]), memory, disk, 0
         if unit.weights == plan.TRAINED:
             kinds = 1 + len(settings["rungs"])
+            layers += len(plan.pretrained(config, unit.model))
             seconds = DICTIONARY_SCORES * kinds * layers * max(1, model.blocks / BLOCKS) * settings["items"] / 12
             yield "measure_dictionaries", MODEL + seconds, memory, 300e3, 0
+    for name in plan.pretrained(config):
+        entry = settings["pretrained"][name]
+        stored = 8 * PUBLISHED * shapes.get(entry["model"], nothing).width ** 2
+        fetched = stored if entry["source"] == "hub" else 0
+        seconds = 1 + LIGHT + stored / HASHED_A_SECOND + fetched / FETCHED_A_SECOND
+        yield "register_dictionary", seconds, MEMORY_LIGHT, 2e3 + fetched, fetched
 
 
 def _layers_of_dictionaries(settings: Mapping[str, Any], model: Shape) -> int:
@@ -436,6 +445,20 @@ def _toys(config: Mapping[str, Any]) -> Iterator[Job]:
         rule, units = work[toy]
         yield rule, TORCH + TOY_SECONDS[toy] * units, 1.2 * MEMORY_TORCH, 30e3, 0
     yield "gather_superposition", 1 + TABLES, 1.4 * MEMORY_TABLES, 60e3, 0
+
+
+def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
+    """One job: every kind and its trainable twin, tied and untied, under every seed."""
+    kinds = config["run"]["frozen_embeddings"]
+    if not kinds:
+        return
+    settings = config["frozen_embeddings"]
+    size, recipe = settings["architecture"], settings["training"]
+    one = _shape(size["layers"], size["width"], VOCABULARY, tied=False, bytes_each=4)
+    operations = 6 * one.parameters * recipe["steps"] * recipe["batch"] * TOKENS_OF_LINE
+    memory = MEMORY_MODEL + 16 * one.parameters + 400 * recipe["batch"] * TOKENS_OF_LINE * one.width
+    models = 2 * settings["seeds"] * (1 + len(kinds))
+    yield "train_frozen_embeddings", MODEL + models * operations / _rate(config, one), memory, 30e3, 0
 
 
 def _passes(config: Mapping[str, Any], unit: plan.Unit) -> tuple[int, int]:

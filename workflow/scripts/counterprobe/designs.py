@@ -21,7 +21,6 @@ whatever its name.
 """
 
 import csv
-import difflib
 import itertools
 import json
 import re
@@ -34,7 +33,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from counterprobe import checksum, manifest
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, nearest
 
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
 
@@ -357,12 +356,6 @@ def from_csv(name: str, spec: Mapping[str, Any], root: str | Path) -> Design:
     design = _with_priors(design, spec.get("prior") or {})
     _check_cells(design)
     return design
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message, `; did you mean 'x'?`, or nothing where nothing known is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterprobe import checksum, manifest
+from counterprobe.pretrained import CONFIG, WEIGHTS
 from counterprobe.progress import UserError
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 ARCHITECTURES = {"topk": "topk", "standard": "relu", "jumprelu": "jumprelu"}
 # Codes made at a time: [rows, h] floats.
 ROWS_AT_A_TIME = 4096
@@ -55,7 +55,8 @@ ROWS_AT_A_TIME = 4096
 
 @dataclass(frozen=True)
 class Dictionary:
-    """See the module. `k` is 0 where σ is not topk, `threshold` None where it is not jumprelu.
+    """See the module. `k` is the number of live latents under topk, and means nothing to the others, whose number varies (0,
+    or what was counted); `threshold` is None where σ is not jumprelu.
 
     name: kind of dictionary. centred: x loses its mean over coordinates first. note: what a reader must know.
     """
@@ -226,13 +227,13 @@ def read(folder: str | Path, *, width: int | None = None, layer: int | None = No
     architecture = settings.get("architecture") or "standard"
     if architecture not in ARCHITECTURES:
         raise UserError(f"{folder}: architecture {architecture!r} is none of {', '.join(ARCHITECTURES)}")
-    if settings.get("normalize_activations") not in (None, "none"):
+    if settings.get("normalize_activations") not in (None, False, "none"):
         raise UserError(
             f"{folder}: activations are normalised at run time ({settings['normalize_activations']}); fold it into the "
             "weights first (SAELens: fold_activation_norm_scaling_factor)"
         )
     about = {**settings, **settings.get("metadata", {})}
-    hook = about.get("hook_name") or about.get("hook_point") or ""
+    hook = _hook(settings)
     if layer is not None and layer_of(hook) != layer:
         raise UserError(f"{folder}: made for {hook or 'no hook point'}, and layer {layer} is {hook_name(layer)}")
     tensors = _tensors(folder)
@@ -259,6 +260,28 @@ def read(folder: str | Path, *, width: int | None = None, layer: int | None = No
         int(about.get("seed", 0)),
         about.get("note", ""),
     )
+
+
+def layer_in(folder: str | Path, depth: int) -> int:
+    """The layer that a published dictionary says it is for, in a model of `depth` blocks.
+
+    UserError for another hook point than the residual stream, and for a block that the model does not have.
+    """
+    hook = _hook(_settings(Path(folder)))
+    layer = layer_of(hook)
+    if layer is None:
+        raise UserError(
+            f"{folder}: made for {hook or 'no hook point'}; only the residual stream is read (blocks.L.hook_resid_pre, "
+            "blocks.L.hook_resid_post)"
+        )
+    if layer > depth:
+        raise UserError(f"{folder}: made for {hook}, and the model has {depth} blocks; check `model`")
+    return layer
+
+
+def _hook(settings: Mapping[str, Any]) -> str:
+    about = {**settings, **settings.get("metadata", {})}
+    return about.get("hook_name") or about.get("hook_point") or ""
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

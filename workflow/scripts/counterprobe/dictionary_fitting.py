@@ -6,6 +6,11 @@ dictionary sees their texts. For every size, k and seed a trained SAE, one whose
 every k the principal components, independent components and neurons. Random tokens get SAEs and random rows only, for
 they answer one question: what an SAE finds where nothing depends on context (claim C31).
 
+Dictionaries that others trained (`dictionaries.pretrained`) stand beside these at the layer that their file names, as
+pretrained:NAME with their name in the configuration. One without a fixed number of live latents (ReLU, JumpReLU) gets as
+its k the number counted on texts that are not scored, under trained weights, and so does the random dictionary that it is
+held against.
+
 Files: layer_{l}.{inputs}.{kind}.size{h}.k{k}.seed{s}/ in SAELens's layout (module `dictionaries`).
 
 Pitfalls: rungs are read with their embeddings kept, one draw each. Texts of one design share their beginnings, so that the
@@ -22,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from counterprobe import (
     checkpoints,
@@ -38,6 +45,7 @@ from counterprobe import (
 )
 from counterprobe.designs import Design
 from counterprobe.dictionaries import Dictionary
+from counterprobe.dictionary_table import BASES, PRETRAINED, RANDOM
 from counterprobe.dictionary_training import Recipe, Schedule
 from counterprobe.progress import UserError
 from counterprobe.replacement import Tokens
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 DESIGN, RANDOM_TOKENS = "design", "random_tokens"
+# On which live latents are counted: a mean over hundreds of tokens.
+TEXTS_COUNTED = 64
 FOLDER = re.compile(
     r"layer_(?P<layer>\d+)\.(?P<inputs>[a-z_]+)\.(?P<kind>[a-z_]+)\.size(?P<size>\d+)\.k(?P<k>\d+)\.seed(?P<seed>\d+)"
 )
@@ -165,6 +175,49 @@ def of_tokens(tokens: Tokens, settings: Mapping[str, Any], *, learned_only: bool
         yield dictionaries.from_basis(
             "ica", separated.unmixing.cpu(), separated.mixing.T.cpu(), mean, k, note=separated.note
         )
+
+
+def published(
+    path: str | Path,
+    name: str,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    design: Design,
+    spec: Mapping[str, Any],
+) -> Fitted:
+    """A dictionary that others trained, from its manifest (module `pretrained`), for the trained model.
+
+    UserError for files that changed, and for a width or a hook point that is not the model's.
+    """
+    content = manifest.read(path)["content"]
+    folder = checkpoints.open_checkpoint(path) / content["inside"]
+    layer = dictionaries.layer_in(folder, network.config.num_hidden_layers)
+    width = network.get_input_embeddings().weight.shape[1]
+    read = dictionaries.read(folder, width=width, layer=layer)
+    centred = read.centred if content["centred"] is None else content["centred"]
+    read = replace(read, name=PRETRAINED + name, seed=0, centred=centred)
+    if read.activation == "topk":
+        return Fitted(layer, DESIGN, read)
+    settings = spec["dictionaries"]
+    seen = np.flatnonzero(~replacement.split_texts(design, settings["held_out"], settings["seed"]))
+    texts = batches(tokenizer, design, network, spec, DESIGN, seen[:: -(-len(seen) // TEXTS_COUNTED)])
+    _, first = replacement.settings_of(spec)
+    x = replacement.read(network, texts, layer, first=first).x
+    read = read.to(x.device)
+    live = sum(int((read.encode(part) > 0).sum()) for part in x.split(dictionaries.ROWS_AT_A_TIME)) / len(x)
+    if live < 0.5:
+        raise UserError(
+            f"{folder}: {live:.2f} latents fire on a token of '{design.name}'; check `centred` and the model"
+        )
+    return Fitted(layer, DESIGN, replace(read, k=round(live)))
+
+
+def with_random(those: Sequence[Dictionary], mean: Float[Tensor, " d"]) -> list[Dictionary]:
+    """These, and random rows for each size and k that has none yet: what a dictionary of others is held against."""
+    known = {(one.size, one.k) for one in those if one.name == RANDOM}
+    lacking = sorted({(one.size, one.k) for one in those if one.name not in BASES} - known)
+    made = [dictionaries.random_decoder(mean.float().cpu(), size, k, seed=0) for size, k in lacking]
+    return [*those, *(one.to(mean.device) for one in made)]
 
 
 def open_folder(path: str | Path, *, width: int) -> list[Fitted]:

@@ -2,7 +2,7 @@
 
 Every mark of a trained model has its two baselines beside it: the random dictionary of the same sparsity and the same kind
 of dictionary of randomised weights. Shown is one layer (the middle one of those there are), the largest size, the smallest
-k, the first seed; the table has the rest.
+k, the first seed; and every dictionary that others trained. The table has the rest.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from counterprobe import designs, plots
-from counterprobe.dictionary_table import BASES, RANDOM, TRAINED
+from counterprobe.dictionary_table import BASES, PRETRAINED, RANDOM, SAE, TRAINED
 
 NAMES = {
     "sae": "SAE",
@@ -66,8 +66,11 @@ def shown(table: pd.DataFrame, model: str, design: designs.Design) -> pd.DataFra
     rows = rows[(rows.step == rows.step.max()) & (rows.seed == 0)]
     layers = sorted(rows.layer.unique())
     rows = rows[rows.layer == layers[len(layers) // 2]]
-    largest = rows[~rows.dictionary.isin(BASES)]["size"].max()
-    return rows[(rows.k == rows.k.min()) & (rows.dictionary.isin(BASES) | (rows["size"] == largest))]
+    others = rows.dictionary.str.startswith(PRETRAINED)
+    ours = rows[~others]
+    learned = rows[rows.dictionary == SAE]
+    chosen = (ours.k == learned.k.min()) & (ours.dictionary.isin(BASES) | (ours["size"] == learned["size"].max()))
+    return pd.concat([ours[chosen], rows[others]])
 
 
 def worth(table: pd.DataFrame, model: str, design: designs.Design) -> pd.DataFrame:
@@ -84,6 +87,7 @@ def draw_worth(rows: pd.DataFrame, design: designs.Design) -> Figure:
     """One panel a score, one line a dictionary; random tokens are open marks; one panel for each probed target."""
     plots.theme()
     kinds = [kind for kind in NAMES if kind != RANDOM and (rows.dictionary == kind).any()]
+    kinds += sorted(set(rows.dictionary) - set(NAMES))
     targets = [target for target in designs.targets(design) if (rows.target == target).any()]
     wanted = [(score, "none") for score in WORTH if score != "sparse_probe" and (rows.score == score).any()]
     wanted[2:2] = [("sparse_probe", target) for target in targets]
@@ -111,7 +115,7 @@ def draw_worth(rows: pd.DataFrame, design: designs.Design) -> Figure:
             axis.axvline(plots.CHANCE, color=plots.BLACK, linewidth=0.6)
         title = f"{WORTH[score]}: {plots.label(target, design.aliases)}" if target != "none" else WORTH[score]
         axis.set_title(title, fontsize=8)
-    axes[0].set_yticks(range(len(kinds)), [NAMES[kind] for kind in kinds])
+    axes[0].set_yticks(range(len(kinds)), [NAMES.get(kind, kind.removeprefix(PRETRAINED)) for kind in kinds])
     axes[0].set_ylim(len(kinds) - 0.5, -0.5)
     legend(figure, axes, len(wanted))
     return figure
@@ -159,7 +163,7 @@ def draw_disturbed(rows: pd.DataFrame) -> Figure:
     axes[1].set_yscale("log")
     axes[1].set_xlabel("distance (RMS distance from the mean)")
     axes[1].set_title("KL, one token moved (nats)", fontsize=9)
-    axes[1].legend(fontsize=7, frameon=False, loc="upper left")
+    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
     for axis, score, title in (
         (axes[2], "magnitude_ratio", "isotropic distance / distance\nfor the same response"),
         (axes[3], "above_random", "share above the 99th percentile\nof isotropic directions"),

@@ -63,7 +63,7 @@ from counterprobe import (
 from counterprobe.designs import Design
 from counterprobe.dictionaries import Dictionary
 from counterprobe.dictionary_fitting import DESIGN, Fitted
-from counterprobe.dictionary_table import BASES, RANDOM, STANDS_IN, UNKNOWN, ratio
+from counterprobe.dictionary_table import BASES, FROZEN, RANDOM, STANDS_IN, TRAINED, UNKNOWN, ratio
 from counterprobe.replacement import Replacing, Surroundings
 from counterprobe.revisions import step_of
 
@@ -83,21 +83,29 @@ def measure(
     cell: Mapping[str, str],
     *,
     device: str,
+    pretrained: Sequence[str | Path] = (),
 ) -> pd.DataFrame:
     """Every number of one model at one revision, with the columns of `dictionary_table`.
 
-    folders: manifests of the dictionaries under trained weights and under each rung. spec: `dictionaries`, `activations`
+    folders: manifests of the dictionaries under trained weights, then under each rung. pretrained: manifests of
+    dictionaries that others made, each in a folder of its name. spec: `dictionaries`, `activations`
     (primary_position, primary_bos, token_budget), `probes` (folds, seed), `statistics`, `design` (protocols, unreadable).
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    published: list[Fitted] = []
     for folder in folders:
         weights = manifest.read(folder)["content"]["weights"]
         model, tokenizer = dictionary_fitting.open_model(checkpoint, weights, device=device)
         here = extraction.readable(design, tokenizer, spec["design"]["unreadable"])
         width = model.get_input_embeddings().weight.shape[1]
+        if weights == TRAINED:
+            published = [
+                dictionary_fitting.published(path, Path(path).parent.name, model, tokenizer, here, spec)
+                for path in pretrained
+            ]
         fitted = [
             replace(one, dictionary=one.dictionary.to(device))
-            for one in dictionary_fitting.open_folder(folder, width=width)
+            for one in (*dictionary_fitting.open_folder(folder, width=width), *published)
         ]
         site = {**cell, "step": step_of(cell["revision"]), "weights": weights}
         found += of_weights(model, tokenizer, here, fitted, spec, site)
@@ -128,7 +136,9 @@ def of_weights(
             # What random errors are drawn from is not what is scored.
             other = dictionary_fitting.batches(tokenizer, design, model, spec, inputs, np.flatnonzero(~scored))
             train = replacement.read(model, other, layer, first=first)
-            around = replacement.surroundings(train, streaming_ica.moments(streaming_ica.chunked(train.x)))
+            measured = streaming_ica.moments(streaming_ica.chunked(train.x))
+            around = replacement.surroundings(train, measured)
+            those = dictionary_fitting.with_random(those, measured.mean)
             row = {**site, "bos": bos, "layer": layer, "inputs": inputs}
             scoring = _Scoring(design, whole, around, spec, row)
             for dictionary in those:
@@ -251,9 +261,22 @@ class _Scoring:
         gap = own.kl - found["isotropic"].kl
         tokens, place = np.unique(self.whole.tokens.ids, return_inverse=True)
         often = np.bincount(place)
-        if len(tokens) > 2 and len(np.unique(often)) > 1:
-            rho = stats.spearmanr(often, np.bincount(place, gap) / often).statistic
-            yield self.row(dictionary, "frequency", rho, level=0.0)
+        if len(tokens) > 3 and len(np.unique(often)) > 1:
+            value = rank_correlation(often, np.bincount(place, gap) / often, self.confidence)
+            yield self.row(dictionary, "frequency", value, level=0.0)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, confidence: float) -> dict[str, float]:
+    """Spearman's correlation of more than three pairs, with its interval by Fisher's z.
+
+    Standard error of z: √((1 + ρ²/2) / (n − 3)), Bonett and Wright 2000, Psychometrika 65:23.
+    """
+    rho = float(stats.spearmanr(x, y).statistic)
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt((1 + rho**2 / 2) / (len(x) - 3))
+    # Perfect order has no finite z; its interval is the point.
+    z = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    lower, upper = np.tanh([z - half, z + half])
+    return {"estimate": rho, "lower": min(float(lower), rho), "upper": max(float(upper), rho)}
 
 
 def resampled(
@@ -408,7 +431,7 @@ def moved(
     site: Mapping[str, Any],
     scoring: _Scoring,
 ) -> Iterator[dict[str, Any]]:
-    """Responses to moves at the primary position, of every trained SAE and of random rows, first seeds."""
+    """Responses to moves at the primary position, of SAEs trained here or by others and of random rows, first seeds."""
     settings = spec["dictionaries"]
     rng = np.random.default_rng([settings["seed"], 7])
     shuffled = pd.Series(rng.permutation(kept))
@@ -435,7 +458,7 @@ def moved(
 
     size = {"n_tokens": len(at.x), "n_groups": weights.shape[1]}
     for dictionary in those:
-        if dictionary.name not in ("sae", RANDOM) or dictionary.seed:
+        if dictionary.name in (*BASES, FROZEN) or dictionary.seed:
             continue
         live = torch.nonzero((dictionary.encode(at.x) > 0).any(0) | (dictionary.encode(others) > 0).any(0))[:, 0].cpu()
         if not len(live):

@@ -49,9 +49,11 @@ COLUMNS = {
     "note": "string",
 }
 KEY = tuple(COLUMNS)[: list(COLUMNS).index("score") + 1]
-RANDOM = "random"
+RANDOM, FROZEN, SAE = "random", "frozen_decoder", "sae"
 # Latents of bases with a sign come in pairs, and a second size means nothing for them.
 BASES = ("pca", "ica", "neurons")
+# Before the name of a dictionary that others trained.
+PRETRAINED = "pretrained:"
 # Kinds that random rows are asked for in place of one that no dictionary has a part in.
 STANDS_IN = "decoder"
 TRAINED = "trained"
@@ -65,11 +67,12 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(_size=np.where(rows.dictionary.isin(BASES), 0, rows["size"]))
     finite = rows[np.isfinite(rows.estimate)]
     mine = [*site, "dictionary", "_size", "k", "seed", *about]
-    rungs = finite[finite.weights != TRAINED].groupby(mine).estimate.mean()
+    rungs = finite[finite.weights != TRAINED].groupby(mine).estimate.mean().to_dict()
     random = finite[finite.dictionary == RANDOM]
-    exact = random.groupby([*site, "weights", "_size", "k", "seed", *about]).estimate.mean()
+    exact = random.groupby([*site, "weights", "_size", "k", "seed", *about]).estimate.mean().to_dict()
     # Bases have no size, and stand beside the smallest random dictionary.
-    first = random[(random.seed == 0)].sort_values("_size").groupby([*site, "weights", "k", *about]).estimate.first()
+    smallest = random[random.seed == 0].sort_values("_size")
+    first = smallest.groupby([*site, "weights", "k", *about]).estimate.first().to_dict()
     found: list[tuple[float, float]] = []
     for row in rows.itertuples(index=False):
         values = dict(zip(rows.columns, row, strict=True))
@@ -83,11 +86,11 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
             (first, (*place, values["weights"], values["k"], *said)),
             (exact, (*place, values["weights"], values["_size"], values["k"], 0, *stand_in)),
         ):
-            if key in table.index:
+            if key in table:
                 beside = float(table[key])
                 break
         key = tuple(values[name] for name in mine)
-        found.append((beside, float(rungs[key]) if key in rungs.index else UNKNOWN))
+        found.append((beside, float(rungs[key]) if key in rungs else UNKNOWN))
     table = rows.assign(random_dictionary=[a for a, _ in found], random_model=[b for _, b in found])
     complete = np.isfinite(table[["estimate", "random_dictionary", "random_model"]]).all(axis=1)
     for values in (

@@ -23,6 +23,7 @@ def train(
     folder: Path,
     *,
     device: str,
+    embedding: language_model.Embedding = language_model.PYTHIAS,
 ) -> pd.DataFrame:
     """Train the model of one entry of `models:`, write `folder`/step{N}/, return columns step and loss (nats a token).
 
@@ -42,5 +43,7 @@ def train(
         seed=training.seed,
     )
     steps = [step_of(revision) for revision in revisions(model)]
-    losses = language_model.train(lines, tokenizer, architecture, training, steps, folder, device=device)
+    losses = language_model.train(
+        lines, tokenizer, architecture, training, steps, folder, device=device, embedding=embedding
+    )
     return pd.DataFrame({"step": np.arange(1, len(losses) + 1), "loss": losses})

@@ -120,7 +120,14 @@ def measure(
         }
         rows += direction_rows(matrix, labels, settings, confidence, site)
         coded = {**site, "note": "; ".join(filter(None, [site["note"], said]))}
-        rows += embedding_codes.code_rows(matrix[: len(weights_of)], weights_of, settings["code"], confidence, coded)
+        rows += embedding_codes.code_rows(
+            matrix[: len(weights_of)],
+            weights_of,
+            settings["code"],
+            confidence,
+            coded,
+            words.texts if manifest == manifests[-1] else None,
+        )
     for weights, seed, other in controls(folders[-1], matrix, settings["seeds"]):
         drawn = {**site, "weights": weights, "seed": seed, "embeddings": "randomised", "note": ""}
         rows += direction_rows(other, labels, settings, confidence, drawn)

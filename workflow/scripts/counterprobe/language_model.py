@@ -81,7 +81,20 @@ class Batch:
     mask: Bool[Tensor, "lines tokens"]
 
 
-def build(architecture: Architecture, vocab_size: int, seed: int) -> GPTNeoXForCausalLM:
+@dataclass(frozen=True)
+class Embedding:
+    """The token embedding: rows it starts from (drawn like all weights where None), whether they stay as they are, and
+    whether the unembedding is the same matrix."""
+
+    rows: Float[Tensor, "V d"] | None = None
+    frozen: bool = False
+    tied: bool = False
+
+
+PYTHIAS = Embedding()
+
+
+def build(architecture: Architecture, vocab_size: int, seed: int, embedding: Embedding = PYTHIAS) -> GPTNeoXForCausalLM:
     """A GPT-NeoX with transformers' own initialisation; equal weights for equal seeds.
 
     Token ids 0, 1, 2 are [PAD], [BOS], [UNK], as `tokenization.word_level_tokenizer` numbers them; the end of
@@ -104,10 +117,10 @@ def build(architecture: Architecture, vocab_size: int, seed: int) -> GPTNeoXForC
         # Pythia's "small init" (Nguyen & Salazar 2019, arXiv 1910.05895). The constant 0.02 is right for
         # widths about 1000 only; at 128 it leaves the blocks' contributions lost beside the embedding for
         # hundreds of steps.
-        initializer_range=math.sqrt(2 / (5 * architecture.width)),
+        initializer_range=initial_deviation(architecture.width),
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         use_parallel_residual=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=embedding.tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=1,
@@ -116,7 +129,18 @@ def build(architecture: Architecture, vocab_size: int, seed: int) -> GPTNeoXForC
     # transformers initialises from torch's global generator, which stays as it was for everybody else.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPTNeoXForCausalLM(config)
+        model = GPTNeoXForCausalLM(config)
+    matrix = model.get_input_embeddings().weight
+    if embedding.rows is not None:
+        with torch.no_grad():
+            matrix.copy_(embedding.rows)
+    matrix.requires_grad_(not embedding.frozen)
+    return model
+
+
+def initial_deviation(width: int) -> float:
+    """Standard deviation of the entries of every matrix before training."""
+    return math.sqrt(2 / (5 * width))
 
 
 def batches(
@@ -179,6 +203,7 @@ def train(
     out_dir: Path | str,
     *,
     device: str = "cpu",
+    embedding: Embedding = PYTHIAS,
 ) -> Float[np.ndarray, " steps"]:
     """Train from scratch, write `out_dir`/step{N}/ for every N of `revisions`, return the loss of every step
     in nats.
@@ -195,10 +220,12 @@ def train(
             f"revision step{outside[0]} is asked for, but training runs from step 0 to step "
             f"{training.steps}; change training.steps or the list of revisions"
         )
-    model = build(architecture, tokenizer.get_vocab_size(), training.seed).to(device)
+    model = build(architecture, tokenizer.get_vocab_size(), training.seed, embedding).to(device)
     model.train()
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    # Decay would shrink a frozen matrix that the optimiser was given.
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learned if parameter.ndim >= 2]
+    vectors = [parameter for parameter in learned if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": training.weight_decay},

@@ -19,11 +19,16 @@ at one layer: what `cosine_next` would be if the direction did not turn. Level 0
 *What the model says* (C55). Every feature with a read-out is asked of the model, and of a probe on the last token's residual
 at the layer of most bits on the inner folds; `probe_minus_answer` is their difference in accuracy, paired text by text.
 
-Intervals: jackknife over couples (lenses, rotation), bootstrap over items × carriers (answers).
+*What KL does not see* (C50). Noise N(0, 1) is added to the final log-probabilities of the tokens that the model ranks in the
+lower nine tenths, and to all; of both, with the same draws, the mean KL and the mean squared distance of log-probabilities.
+`unlikely_kl_share` and `unlikely_distance_share` are the former over the latter: what unlikely tokens have of either measure.
+
+Intervals: jackknife over couples (lenses, rotation, noise), bootstrap over items × carriers (answers).
 
 Pitfalls: a logit lens fails where a layer's basis is not the last one's; that is what the tuned lens is beside it for. A
 tuned lens can learn what the model does not do. A cosine of 1 between layers of a residual stream is what adding nothing
-gives: it is persistence, not stability of a computation.
+gives: it is persistence, not stability of a computation. Where one token has nearly all the probability, no noise moves the KL
+much, and unlikely tokens have a large share of little.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +70,9 @@ BITS = 1 / np.log(2)
 # Standard deviation over texts, beside the largest coordinate, below which a layer is the same for all texts.
 CONSTANT = 1e-6
 LENSES = ("logit_lens", "tuned_lens")
+# Share of the vocabulary that counts as unlikely, after W. Gurnee's remark on KL; tokens that are moved at once.
+UNLIKELY = 0.9
+TOKENS_AT_ONCE = 512
 
 
 def measure(
@@ -170,6 +178,11 @@ def lens_rows(
         steepest = int(shares[:, 0].argmax())
         ends = _ends(attribution.jackknifed(shares[steepest], confidence))
         yield {**row, "score": "largest_share", "level": 1 / len(shares), "note": f"at layer {steepest + 1}", **ends}
+    few, every = (member @ part for part in unlikely(own, torch.Generator().manual_seed(settings["seed"])))
+    row = {**site, "probe": "perturbed_logits", "protocol": "items", "n_groups": len(tested)}
+    for place, score in enumerate(("unlikely_kl_share", "unlikely_distance_share")):
+        draws = (weights @ few[:, place]) / (weights @ every[:, place])
+        yield {**row, "score": score, "level": UNLIKELY, **_ends(attribution.jackknifed(draws, confidence))}
 
 
 def tuned(
@@ -198,6 +211,23 @@ def tuned(
         (wanted.exp() * (wanted - found)).sum(dim=-1).mean(dim=1).sum().backward()
         optimiser.step()
     return [(turn[layer].detach(), shift[layer, 0].detach()) for layer in range(n_layers)]
+
+
+def unlikely(
+    own: Float[Tensor, "tokens V"], generator: torch.Generator
+) -> tuple[Float[np.ndarray, "tokens 2"], Float[np.ndarray, "tokens 2"]]:
+    """KL and squared distance of log-probabilities, noise on the unlikely tokens and on all: of log-probabilities `own`."""
+    found: list[list[Tensor]] = [[], []]
+    for p in own.split(TOKENS_AT_ONCE):
+        noise = torch.randn(p.shape, generator=generator).to(p)
+        rank = p.argsort(dim=1).argsort(dim=1)
+        for kept, parts in zip(
+            (rank < UNLIKELY * p.shape[1], torch.ones_like(rank, dtype=torch.bool)), found, strict=True
+        ):
+            q = (p + noise * kept).log_softmax(dim=1)
+            parts.append(torch.stack([_divergence(p, q), (p - q).double().square().sum(dim=1)], dim=1))
+    few, every = (torch.cat(parts).cpu().numpy() for parts in found)
+    return few, every
 
 
 def _head(model: "PreTrainedModel", x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:

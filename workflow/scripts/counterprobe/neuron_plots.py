@@ -1,5 +1,7 @@
 """Figures of the embedding matrix, of single neurons and of single layers."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -19,6 +21,8 @@ MATRICES = {
     "matched_gaussian": ("matched Gaussian", ORANGE, "D"),
     "shuffled_columns": ("shuffled columns", PURPLE, "^"),
 }
+ATOMS_LISTED = 32  # in a column beside the map
+PLACES = ("pc1", "pc2")  # coordinates of the map of atoms
 RANDOM_LABELS = ("random labels, trained", VERMILION, "x")
 RANKINGS = {
     "best": ("best (search)", BLACK, "*"),
@@ -38,8 +42,9 @@ KL_FLOOR = 1e-3  # bits, of the logarithmic axis: the last layer has none
 
 
 def embedding_rows(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """AUROC of every property and FVU of every sparse code of one model's embedding; random labels at the last revision."""
-    rows = table[(table.model == model) & table.score.isin(["auroc", "fvu"])]
+    """AUROC of every property, FVU and circularity of every sparse code, and the map of atoms, of one model's embedding;
+    random labels at the last revision."""
+    rows = table[(table.model == model) & table.score.isin(["auroc", "fvu", "circularity", *PLACES])]
     last = plots.ordered_revisions(rows)[-1:]
     return rows[(rows.control == "none") | ((rows.weights == "trained") & rows.revision.isin(last))]
 
@@ -48,11 +53,12 @@ def draw_embedding(rows: pd.DataFrame) -> Figure:
     """Every property over training; at the last revision beside its controls; error of sparse codes beside theirs."""
     plots.theme()
     revisions = plots.ordered_revisions(rows[rows.weights == "trained"])
-    codes, rows = rows[(rows.score == "fvu") & (rows.probe != "bound")], rows[rows.score == "auroc"]
+    codes, atoms = rows[(rows.score == "fvu") & (rows.probe != "bound")], rows[rows.score.isin(PLACES)]
+    circular, rows = rows[rows.score == "circularity"], rows[rows.score == "auroc"]
     held_out = rows[rows.control == "none"]
     last = held_out[(held_out.weights == "trained") & (held_out.revision == revisions[-1])]
     names = last.sort_values("estimate").target.tolist()
-    figure, axes = plt.subplots(1, 3, figsize=(13.4, 0.26 * len(names) + 2.6), width_ratios=(1, 1, 0.85))
+    figure, axes = plt.subplots(1, 4, figsize=(18.6, 0.26 * len(names) + 2.6), width_ratios=(1, 1, 0.85, 1.3))
     colours = sns.color_palette("tab10" if len(names) <= 10 else "husl", len(names))
     for place, name in enumerate(names):
         line = (
@@ -86,6 +92,7 @@ def draw_embedding(rows: pd.DataFrame) -> Figure:
     axes[1].set_xlabel(f"held-out AUROC at {revisions[-1]}")
     axes[1].legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0))
     _code_panel(axes[2], codes, revisions)
+    _atom_panel(axes[3], atoms, circular[circular.revision == revisions[-1]])
     for line in (axes[0].axhline, axes[1].axvline):
         line(plots.CHANCE, color=BLACK, linewidth=0.6)
         line(CRITERION, color=BLACK, linewidth=0.8, linestyle=":")
@@ -116,6 +123,35 @@ def _code_panel(axis: Axes, codes: pd.DataFrame, revisions: list[str]) -> None:
         f"sparse codes, {codes.m.max():.0f} atoms" if len(codes) else "too few tokens for a code", fontsize=9
     )
     axis.legend(fontsize=7, frameon=False)
+
+
+def _atom_panel(axis: Axes, atoms: pd.DataFrame, circular: pd.DataFrame) -> None:
+    """Numbered atoms on their first two principal components, their tokens beside them; how circular a group of them is,
+    and is by chance."""
+    if not len(atoms):
+        axis.set_title("too few tokens for a map of atoms", fontsize=9)
+        axis.axis("off")
+        return
+    told = atoms.pivot(index=["probe", "note", "n_texts", "target"], columns="score", values="estimate").reset_index()
+    # From the top down, as they lie on the map.
+    told = told.sort_values("pc2", ascending=False, ignore_index=True)
+    axis.scatter(told.pc1, told.pc2, s=6 + 1.5 * told.n_texts, color=BLUE, alpha=0.35, linewidth=0)
+    for atom in told.itertuples():
+        axis.text(atom.pc1, atom.pc2, str(atom.Index + 1), fontsize=6, ha="center", va="center")
+    for column in range(math.ceil(len(told) / ATOMS_LISTED)):
+        part = told[column * ATOMS_LISTED : (column + 1) * ATOMS_LISTED]
+        words = "\n".join(f"{atom.Index + 1}  {atom.note}" for atom in part.itertuples())
+        axis.text(1.03 + 0.58 * column, 1.0, words, transform=axis.transAxes, fontsize=5.5, va="top", linespacing=1.25)
+    code = told.target.iloc[0]
+    *_, m, _, k = code.split("_")
+    of_code = circular[circular.probe == code]
+    found = of_code[of_code.weights == "trained"].estimate
+    chance = of_code[of_code.weights == "matched_gaussian"].estimate
+    said = f"{m} atoms at k = {k}, and tokens that use them most"
+    if len(found) and len(chance):
+        said += f"\nmost circular group {found.iloc[0]:.2f}, of matched Gaussians {chance.max():.2f}"
+    axis.set(xlabel="first principal component", ylabel="second")
+    axis.set_title(said, fontsize=9)
 
 
 def neuron_rows(table: pd.DataFrame, model: str, design: designs.Design) -> pd.DataFrame:

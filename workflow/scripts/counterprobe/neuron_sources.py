@@ -134,7 +134,7 @@ def measure(
     congruent = congruence(model, blocks)
     pairs = choose(model, blocks, congruent, settings, rng)
     site = {**tables.NOT_APPLICABLE, **cell, "step": step_of(cell["revision"]), "bos": reading["primary_bos"]}
-    rows = list(congruence_rows(congruent, [neuron for neuron, _ in pairs], tokenizer, site))
+    rows = list(congruence_rows(congruent, pairs, tokenizer, spec["statistics"]["confidence"], site))
     for position in reading["positions"]:
         texts = components.sequences(
             model, tokenizer, design, position, bos=reading["primary_bos"], token_budget=reading["token_budget"]
@@ -213,27 +213,35 @@ def named(name: str, blocks: Sequence[Block]) -> Neuron:
 
 def congruence_rows(
     congruent: Sequence[Float[Tensor, "N V"]],
-    chosen: Sequence[Neuron],
+    pairs: Sequence[tuple[Neuron, Neuron]],
     tokenizer: "PreTrainedTokenizerFast",
+    confidence: float,
     site: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """The highest congruence of each neuron, its ten tokens (note), and how many of them are forms of the first (C15).
 
-    Forms of a token differ in capitals and spaces only. `variants_in_top_10` is a share of those that the vocabulary has.
+    Forms of a token differ in capitals and spaces only. `variants_in_top_10` is a share of those that the vocabulary has;
+    a token without another form has none to find, and no such row.
     """
     vocabulary = [tokenizer.decode([index]) for index in range(min(len(tokenizer), congruent[0].shape[1]))]
     forms: dict[str, list[int]] = {}
     for index, text in enumerate(vocabulary):
         forms.setdefault(text.strip().casefold(), []).append(index)
-    for neuron in chosen:
-        values = congruent[neuron.block][neuron.index, : len(vocabulary)].cpu()
-        ten = values.topk(min(10, len(values))).indices.tolist()
-        variants = forms[vocabulary[ten[0]].strip().casefold()]
-        row = {**site, "layer": neuron.block + 1, "probe": str(neuron), "n_texts": 0, "n_groups": 1}
-        row["note"] = " ".join(repr(vocabulary[index]) for index in ten)
-        yield {**row, "score": "congruence", "level": 0.0, "estimate": float(values.max())}
-        inside = len(set(variants) & set(ten)) / len(variants)
-        yield {**row, "score": "variants_in_top_10", "estimate": inside}
+    shares = []
+    for pair in pairs:
+        found = []
+        for neuron, control in zip(pair, ("none", RANDOM), strict=True):
+            values = congruent[neuron.block][neuron.index, : len(vocabulary)].cpu()
+            ten = values.topk(min(10, len(values))).indices.tolist()
+            variants = forms[vocabulary[ten[0]].strip().casefold()]
+            row = {**site, "layer": neuron.block + 1, "probe": str(neuron), "n_texts": 0, "n_groups": 1}
+            row |= {"control": control, "note": " ".join(repr(vocabulary[index]) for index in ten)}
+            yield {**row, "score": "congruence", "level": 0.0, "estimate": float(values.max())}
+            found.append(len(set(variants) & set(ten)) / len(variants) if len(variants) > 1 else np.nan)
+            if len(variants) > 1:
+                yield {**row, "score": "variants_in_top_10", "estimate": found[-1]}
+        shares.append(found)
+    yield from _against_random("variants_in_top_10", shares, confidence, {**site, "n_texts": 0})
 
 
 # --- the sum -------------------------------------------------------------------------------------------------
@@ -398,21 +406,23 @@ def position_rows(
         for score in found[0]:
             shares.setdefault(score, []).append([found[0][score], found[1][score]])
     for score, values in shares.items():
-        measured = np.array(values)
-        measured = measured[np.isfinite(measured).all(axis=1)]
-        if len(measured) < 2:
-            continue
-        row = {
-            **site,
-            "probe": "token_neurons",
-            "n_groups": len(measured),
-            "note": "mean over neurons, with t-interval",
-        }
-        mean = statistics.t_interval(measured, confidence)
-        for place, control in enumerate(("none", RANDOM)):
-            yield {**row, "control": control, "score": score, **_ends(mean, place)}
-        difference = statistics.t_interval(measured[:, 0] - measured[:, 1], confidence)
-        yield {**row, "score": f"{score}_above_random", "level": 0.0, **_ends(difference)}
+        yield from _against_random(score, values, confidence, site)
+
+
+def _against_random(
+    score: str, values: Sequence[Sequence[float]], confidence: float, site: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Means over the chosen neurons and over the random ones, and of their differences, of pairs that both have a number."""
+    measured = np.array(values, dtype=float).reshape(-1, 2)
+    measured = measured[np.isfinite(measured).all(axis=1)]
+    if len(measured) < 2:
+        return
+    row = {**site, "probe": "token_neurons", "n_groups": len(measured), "note": "mean over neurons, with t-interval"}
+    mean = statistics.t_interval(measured, confidence)
+    for place, control in enumerate(("none", RANDOM)):
+        yield {**row, "control": control, "score": score, **_ends(mean, place)}
+    difference = statistics.t_interval(measured[:, 0] - measured[:, 1], confidence)
+    yield {**row, "score": f"{score}_above_random", "level": 0.0, **_ends(difference)}
 
 
 def neuron_rows(

@@ -225,6 +225,16 @@ def neuron_figures(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{model}/{design}/layers"
 
 
+def frozen_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The table of models trained around embeddings that never move, where there are any."""
+    return ("frozen_embeddings",) if config["run"]["frozen_embeddings"] else ()
+
+
+def frozen_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure of all of them."""
+    yield from frozen_tables(config)
+
+
 # --- dictionaries -------------------------------------------------------------------------------------------
 
 
@@ -234,6 +244,13 @@ def dictionary_units(config: Mapping[str, Any]) -> Iterator[Unit]:
         if unit.model in config["run"]["dictionaries"]:
             for weights in (TRAINED, *config["dictionaries"]["rungs"]):
                 yield replace(unit, weights=weights)
+
+
+def pretrained(config: Mapping[str, Any], model: str | None = None) -> tuple[str, ...]:
+    """Dictionaries that others trained for a model that gets dictionaries, or for any such model."""
+    read = {unit.model for unit in dictionary_units(config)}
+    listed = config["dictionaries"]["pretrained"].items()
+    return tuple(name for name, entry in listed if entry["model"] in read and model in (None, entry["model"]))
 
 
 def dictionary_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -259,5 +276,5 @@ def optional_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def figures(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The figures of an experiment, but for those of the toys."""
-    kinds = (probe_figures, mechanism_figures, steering_figures, neuron_figures, dictionary_figures)
+    kinds = (probe_figures, mechanism_figures, steering_figures, neuron_figures, frozen_figures, dictionary_figures)
     return tuple(name for kind in kinds for name in kind(config))

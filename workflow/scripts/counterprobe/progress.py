@@ -6,6 +6,7 @@ editing the wording of a message reruns no job. Keep it so, and put nothing here
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import re
@@ -35,6 +36,13 @@ class UserError(ValueError):
     `runtime.job` prints it without a traceback; everything else that is raised is a bug of ours and keeps its
     own.
     """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'negated'?`, or nothing where no known word is near."""
+    by_case = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=0.6)
+    return f"; did you mean '{by_case[close[0]]}'?" if close else ""
 
 
 def logger(name: str) -> logging.Logger:

@@ -36,6 +36,11 @@ VERDICTS = ("supported", "contradicted", "inconclusive", "not run")
 INJECTED = "snakemake-job-properties"
 # What the judged targets say first, in this order.
 ROLES = ("pre-registered", "needed XOR", "needless XOR", "basic feature")
+# Figures in the order in which their questions follow from each other; others come after, by name.
+QUESTIONS = (
+    *("verdicts", "layers_by_step", "ladder", "leak", "capacity", "needed", "geometry", "mechanisms", "steering"),
+    *("embedding", "neurons", "layers", "dictionaries", "perturbations"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,23 @@ def render(results: str | Path, config: Mapping[str, Any], overlays: Sequence[st
         if needed not in every:
             raise UserError(f"{results}/tables/{needed}.parquet: no such file; run the experiment first")
     claims, legs = (_rows(every[name]) for name in ("claims", "claim_legs"))
-    figures = list(_figures(results))
+    models = config["run"]["models"]
+    figures = sorted(_figures(results), key=lambda figure: _place(figure.name, models))
+    targets = _targets(every, models, config["activations"]["primary_position"])
     about = ledger.about()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "interval": _interval, "verdict_class": lambda v: v.replace(" ", "-")}
+    environment.filters |= {"number": _number, "interval": _interval, "chance": _chance}
+    environment.filters |= {"verdict_class": lambda v: v.replace(" ", "-")}
     return environment.get_template(TEMPLATE.name).render(
         experiment=config["experiment"],
         claims=[_claim(row, legs, every, config, about, figures) for row in claims],
         counts=counts(claims),
         verdicts=VERDICTS,
         families=sorted({row["family"] for row in claims}),
-        headline=_headline(_targets(every), config),
-        targets=_targets(every),
+        headline=_headline(targets, config),
+        targets=targets,
         first_roles=ROLES[:2],
         figures=figures,
         groups=_grouped(figures),
@@ -144,6 +152,18 @@ def _figures(results: Path) -> Iterator[Figure]:
         )
 
 
+def _place(name: str, models: Sequence[str]) -> tuple[int, str, int, str]:
+    """Where a figure stands: by what it shows, then by model, the first of the run first."""
+    *folders, kind = name.split("/")
+    if folders and folders[0] not in models:
+        kind = folders[0]
+    return (_rank(QUESTIONS, kind), kind, _rank(models, folders[0] if folders else ""), name)
+
+
+def _rank(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)
+
+
 def _notebook(logs: Path, name: str) -> Path | None:
     """The log of the rule that drew a figure: draw_FIGURE/MODEL/DESIGN, or draw_FOLDER/FIGURE where one draws several."""
     *folders, figure = name.split("/")
@@ -203,8 +223,15 @@ def _claim(
         "drawn": next((figure for figure in figures if figure.name == row["figure"]), None),
         "slice": json.dumps(sections, indent=1, ensure_ascii=False, sort_keys=True) if sections else "",
         "code": [(script, code_digest(script)) for script in scripts],
+        "numbers": _numbers(own) if own else "",
         "artefacts": [(name, _digest(tables[name])) for name in row["tables"].split(", ") if name in tables],
     }
+
+
+def _numbers(legs: Sequence[Mapping[str, Any]]) -> str:
+    """What a claim rests on, as the address of a CSV: a row a criterion."""
+    written = pd.DataFrame(legs).to_csv(index=False, lineterminator="\n")
+    return f"data:text/csv;base64,{base64.b64encode(written.encode()).decode()}"
 
 
 def code_digest(script: str) -> str:
@@ -212,14 +239,18 @@ def code_digest(script: str) -> str:
     return spec.code_digest(SCRIPTS / script, SCRIPTS / "counterprobe", ENVIRONMENTS / "torch.yaml")[:12]
 
 
-def _targets(tables: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """READ and USE of the targets that the answer is about, the pre-registered one first."""
+def _targets(tables: Mapping[str, Path], models: Sequence[str], position: str) -> list[dict[str, Any]]:
+    """READ and USE of the targets, the pre-registered one first; the primary position and the first model come first."""
     if "verdicts" not in tables:
         return []
     rank = {role: place for place, role in enumerate(ROLES)}
     rows = _rows(tables["verdicts"])
     return sorted(
-        rows, key=lambda row: (rank.get(row["role"], len(rank)), row["position"], row["model"], row["target"])
+        rows,
+        key=lambda row: (
+            *(rank.get(row["role"], len(rank)), row["position"] != position, row["position"]),
+            *(_rank(models, row["model"]), row["target"]),
+        ),
     )
 
 
@@ -276,7 +307,13 @@ def _number(value: float) -> str:
         return "–"
     if value != 0 and abs(value) < 0.001:
         return f"{value:.0e}"
-    return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+    # Zero has a sign, which nobody wants to read.
+    return f"{value + 0.0:.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _chance(p: float) -> str:
+    """A p-value; how small it is beyond all doubt says nothing more."""
+    return "< 0.0001" if p < 0.0001 else _number(p)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EXTREME = 0.99
+# Codes held at a time: published dictionaries have tens of thousands of latents.
+CODES_AT_A_TIME = 1 << 24
 # The smallest code that still counts as live.
 BARELY = 1e-6
 
@@ -197,28 +199,37 @@ def preserving_l0(
 ) -> Iterator[tuple[str, str, Float[np.ndarray, " n"]]]:
     """(centre, kind, KL of every token) for the jitter on the support and for moves as long as it."""
     x = dictionary.input(whole.tokens.x)
-    codes = dictionary.encode(x)
-    jittered = torch.where(codes > 0, (codes * (1 + strength * gaussian(codes.shape, x, generator))), 0.0)
-    jittered = torch.where(codes > 0, jittered.clamp(min=BARELY), 0.0)
-    made = dictionary.decode(codes)
-    move = dictionary.decode(jittered) - made
-    length = move.norm(dim=1, keepdim=True)
-    # As many latents as are live, of those that are not, with the same changes.
-    order = torch.rand(codes.shape, generator=generator).to(x).masked_fill(codes > 0, -1.0)
-    k = int((codes > 0).sum(1).max())
-    elsewhere = torch.zeros_like(codes).scatter_(
-        1, order.topk(k, dim=1).indices, (jittered - codes).abs().topk(k, 1).values
+    parts = x.split(max(1, CODES_AT_A_TIME // dictionary.size))
+    made, move, off = map(
+        torch.cat, zip(*(jittered(dictionary, part, strength, generator) for part in parts), strict=True)
     )
+    length = move.norm(dim=1, keepdim=True)
     moves = {
         "same_latents": move,
         "isotropic": length * unit(gaussian(x.shape, x, generator)),
         "covariance": length * unit(gaussian(x.shape, x, generator) @ around.factor),
-        "other_latents": length * unit(elsewhere @ dictionary.decoder),
+        "other_latents": length * unit(off),
     }
     for centre, middle in (("activation", x), ("reconstruction", made)):
         clean = list(whole.logits(middle))
         for kind, by in moves.items():
             yield centre, kind, whole.said(middle + by, clean).kl
+
+
+def jittered(
+    dictionary: Dictionary, x: Float[Tensor, "n d"], strength: float, generator: torch.Generator
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """(reconstruction, what the jitter adds to it, what the same changes of as many latents off the support would add)."""
+    codes = dictionary.encode(x)
+    changed = torch.where(codes > 0, (codes * (1 + strength * gaussian(codes.shape, x, generator))), 0.0)
+    changed = torch.where(codes > 0, changed.clamp(min=BARELY), 0.0)
+    made = dictionary.decode(codes)
+    order = torch.rand(codes.shape, generator=generator).to(x).masked_fill(codes > 0, -1.0)
+    k = int((codes > 0).sum(1).max())
+    elsewhere = torch.zeros_like(codes).scatter_(
+        1, order.topk(k, dim=1).indices, (changed - codes).abs().topk(k, 1).values
+    )
+    return made, dictionary.decode(changed) - made, elsewhere @ dictionary.decoder
 
 
 @dataclass(frozen=True)

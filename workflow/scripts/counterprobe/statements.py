@@ -38,7 +38,7 @@ from jaxtyping import Bool, Int
 
 from counterprobe import designs
 from counterprobe.designs import Design, ReadOut
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, nearest
 
 FACTORS = ("speaker", "negated", "match", "suffix")
 TRUTH = "negated^match"
@@ -106,10 +106,10 @@ def world(corpus: Mapping[str, Any], resources: str | Path) -> World:
     seed = int(corpus.get("seed", 0))
     answer = corpus.get("answer", "none")
     if answer not in ANSWERS:
-        raise UserError(f"corpus answer '{answer}' is unknown{designs.nearest(answer, ANSWERS)}; choose of {ANSWERS}")
+        raise UserError(f"corpus answer '{answer}' is unknown{nearest(answer, ANSWERS)}; choose of {ANSWERS}")
     for topic in corpus["topics"]:
         if topic not in TOPICS:
-            raise UserError(f"corpus topic '{topic}' is unknown{designs.nearest(topic, TOPICS)}; choose of {[*TOPICS]}")
+            raise UserError(f"corpus topic '{topic}' is unknown{nearest(topic, TOPICS)}; choose of {[*TOPICS]}")
     tables = {
         topic: _table(resources / TOPICS[topic].table, TOPICS[topic].item, TOPICS[topic].group) for topic in TOPICS
     }

@@ -9,19 +9,26 @@ Networks 10(3), 626; https://doi.org/10.1109/72.761722),
 is two matrix products a chunk, for K can be taken out of either: W K is one matrix, and Σ g xᵀ is multiplied by K once.
 Nothing but the d × d sums is kept: memory O(d² + chunk), whatever the number of rows.
 
+What costs is the number of passes over all rows, so most iterations see a random sample of SAMPLE · d rows (O(d²), too) with
+a whitening of its own; its fixed point is off by about d / rows, from where the iteration, which converges quadratically,
+needs two or three passes to that of all rows. The last iterations, their tolerance and the fixed point are those of all rows.
+
 Results are in the data's own units: `unmixing` [m, d] reads (s = unmixing (x − μ), unit variance), `mixing` [d, m] holds what
 a component writes. With m = d they are inverses; a component's direction in activation space is a mixing column.
 
 Pitfalls: m ≤ rank, so ICA cannot represent an overcomplete dictionary, however much data there is. Directions of (almost)
 no variance would be whitened to pure rounding: they are left out, and `rank` says how many remain. Gaussian components
 have no fixed point of their own: `converged` is False and the last iterate is returned. Chunks must come out the same each
-time they are iterated over.
+time they are iterated over. A sample that were whitened by the covariance of all rows would not converge: what is left of
+its correlations is larger than what holds the fixed point. Where there are several fixed points (data that no independent
+components explain), another start may end in another one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -32,6 +39,11 @@ from counterprobe.progress import UserError
 
 # An axis with less of the largest variance than this is rounding of float32 data.
 NEGLIGIBLE = 1e-10
+# Rows of the first sample in multiples of the width, from how many times as many rows on there is one, and where it is
+# left: its own fixed point is off by more than this.
+SAMPLE, WORTH_SAMPLING, LEFT_AT = 64, 2, 2e-3
+# Data that have no fixed point should not spend long on finding none.
+ITERATIONS_OF_SAMPLE = 40
 
 Chunks = Sequence[Float[Tensor, "_ d"]]
 
@@ -47,7 +59,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Components:
-    """See the module. moved: 1 − |cos| by which the component that moved most did so in the last iteration."""
+    """See the module. iterations: over all rows. moved: 1 − |cos| by which the component that moved most did so in the last
+    of them."""
 
     mean: Float[Tensor, " d"]
     unmixing: Float[Tensor, "m d"]
@@ -72,7 +85,7 @@ def chunked(x: Float[Tensor, "n d"], size: int = 16384) -> Chunks:
 
 
 def moments(chunks: Iterable[Float[Tensor, "_ d"]]) -> Moments:
-    """Mean and covariance (divided by n). Products in the data's precision per chunk, sums in float64.
+    """Mean and covariance (divided by n), in float64.
 
     Deviations are taken from the first chunk's mean, so that a large common mean cancels before it is squared. UserError
     for no rows and for entries that are not finite.
@@ -110,25 +123,29 @@ def fit(
     components than the data have rank, data that do not vary, and no rows.
     """
     measured = moments(chunks)
-    variances, axes = torch.linalg.eigh(measured.covariance)
-    kept = variances > NEGLIGIBLE * variances[-1].clamp(min=0)
-    kept &= variances > 0
-    rank = int(kept.sum())
-    if rank == 0:
+    white = _whitening(measured)
+    if white.rank == 0:
         raise UserError("ICA: all rows are equal; there is nothing to separate")
-    if components is not None and components > rank:
-        raise UserError(f"ICA: {components} components of data of rank {rank}; ask for {rank} at most")
-    wanted = components or rank
-    scales, axes = variances.sqrt()[-wanted:], axes[:, -wanted:]
-    whiten, colour = (axes / scales).T, axes * scales
+    if components is not None and components > white.rank:
+        raise UserError(f"ICA: {components} components of data of rank {white.rank}; ask for {white.rank} at most")
+    wanted = components or white.rank
+    whiten, colour = white.whiten[-wanted:], white.colour[:, -wanted:]
     generator = torch.Generator().manual_seed(seed)
     turned = torch.randn(wanted, wanted, generator=generator, dtype=torch.float64).to(whiten.device)
     rotation = decorrelate(turned)
-    done, moved = 0, float("inf")
-    while done < iterations and moved > tolerance:
-        updated = _update(chunks, measured.mean, whiten, rotation)
-        moved = float((1 - (updated * rotation).sum(1).abs()).abs().max())
-        rotation, done = updated, done + 1
+    rows = SAMPLE * len(measured.mean)
+    if measured.rows >= WORTH_SAMPLING * rows:
+        part = _sample(chunks, rows / measured.rows, generator).split(len(chunks[0]))
+        of_part = moments(part)
+        small = _whitening(of_part)
+        # A direction may not vary in the sample at all.
+        if small.rank >= wanted:
+            reader = small.whiten[-wanted:]
+            least = max(LEFT_AT, tolerance)
+            most = min(iterations, ITERATIONS_OF_SAMPLE)
+            found = _iterate(part, of_part.mean, reader, rotation, least, most)
+            rotation = decorrelate(found.rotation @ reader @ colour)
+    rotation, done, moved = _iterate(chunks, measured.mean, whiten, rotation, tolerance, iterations)
     if not moved == moved:
         raise UserError("ICA: the iteration left the numbers (NaN); look at the activations")
     if moved > tolerance:
@@ -137,11 +154,62 @@ def fit(
         measured.mean.float(),
         (rotation @ whiten).float(),
         (colour @ rotation.T).float(),
-        rank,
+        white.rank,
         done,
         moved <= tolerance,
         moved,
     )
+
+
+class _Whitening(NamedTuple):
+    """Axes that vary, least first: whiten [rank, d] x is uncorrelated, and colour [d, rank] undoes it."""
+
+    rank: int
+    whiten: Float[Tensor, "r d"]
+    colour: Float[Tensor, "d r"]
+
+
+def _whitening(measured: Moments) -> _Whitening:
+    variances, axes = torch.linalg.eigh(measured.covariance)
+    kept = variances > NEGLIGIBLE * variances[-1].clamp(min=0)
+    kept &= variances > 0
+    scales, axes = variances[kept].sqrt(), axes[:, kept]
+    return _Whitening(len(scales), (axes / scales).T, axes * scales)
+
+
+def _sample(chunks: Chunks, share: float, generator: torch.Generator) -> Float[Tensor, "s d"]:
+    """This share of the rows of every chunk, drawn without replacement: rows are rarely in a random order."""
+    parts, seen, taken = [], 0, 0
+    for chunk in chunks:
+        seen += len(chunk)
+        count = min(len(chunk), round(share * seen) - taken)
+        rows = torch.randperm(len(chunk), generator=generator)[:count].sort().values
+        parts.append(chunk[rows.to(chunk.device)])
+        taken += count
+    return torch.cat(parts)
+
+
+class _Iterated(NamedTuple):
+    rotation: Float[Tensor, "m m"]
+    done: int
+    moved: float
+
+
+def _iterate(
+    chunks: Chunks,
+    mean: Float[Tensor, " d"],
+    whiten: Float[Tensor, "m d"],
+    rotation: Float[Tensor, "m m"],
+    tolerance: float,
+    iterations: int,
+) -> _Iterated:
+    """Until no component moves more than `tolerance`, or this often."""
+    done, moved = 0, float("inf")
+    while done < iterations and moved > tolerance:
+        updated = _update(chunks, mean, whiten, rotation)
+        moved = float((1 - (updated * rotation).sum(1).abs()).abs().max())
+        rotation, done = updated, done + 1
+    return _Iterated(rotation, done, moved)
 
 
 def decorrelate(rotation: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:

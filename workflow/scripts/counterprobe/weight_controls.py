@@ -41,7 +41,6 @@ draws). QR is not bit-equal between machines: compare singular values, never has
 generator, seeded by sha256 of (rung, seed, name): keeping the embeddings changes no other tensor's draw.
 """
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from counterprobe.progress import UserError
+from counterprobe.progress import UserError, nearest
 
 EMBEDDINGS = ("kept", "randomised")
 NORMS = ("folded", "untouched", "randomised")
@@ -210,11 +209,10 @@ def respectrum(
 def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value in allowed:
         return
-    near = difflib.get_close_matches(value, allowed, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(allowed)}"
+    hint = nearest(value, allowed) or f"; choose one of {', '.join(allowed)}"
     if value == "step0":
-        hint = "step0 is a revision of the model, not a randomisation: list it under revisions"
-    raise UserError(f"unknown {what} {value!r}; {hint}")
+        hint = "; step0 is a revision of the model, not a randomisation: list it under revisions"
+    raise UserError(f"unknown {what} {value!r}{hint}")
 
 
 def _family(model: nn.Module) -> Family:

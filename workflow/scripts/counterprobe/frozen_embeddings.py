@@ -1,0 +1,332 @@
+"""Does a language model need an embedding that was learned? The embedded model, trained around rows that never move.
+
+Every frozen model has a trainable twin of the same seed, which learned from the same lines in the same order:
+
+    trainable    as the embedded model is trained
+    gaussian     entries of the initialisation's N(0, 2 / 5d); a row whose cosine with an earlier row exceeds `similar` is
+                 drawn anew, so that no two tokens look alike by chance
+    orthogonal   rows of random orthogonal bases (Haar), as many as the vocabulary fills, of the Gaussian rows' length; two
+                 bases with rows that are too similar are drawn anew
+    permuted     the rows that the trainable twin has learned, each dealt to another token: the right rows in the wrong places
+
+each untied, as Pythia's and the embedded model's are, and tied, as GPT-2's: then the unembedding is frozen as well. Claim
+C38 (L. Mendel: random embeddings do a lot worse), whose author speaks of GPT-2; Bochkov 2025 (arXiv 2507.04886) finds no
+loss with untied ones.
+
+    loss_gap         L_frozen − L_trainable, nats a token on held-out lines, paired over seeds
+    loss_gap_share   (L_frozen − L_trainable) / (H − L_trainable), H the entropy of the tokens' frequencies: of what training
+                     gains over knowing only how often each token occurs, the share that the frozen embedding costs
+
+Beside them: how often the model answers right (truth, which is negated ⊕ match), and what a probe reads at the token it
+answers from, of this XOR that is needed and of the pre-registered one that nothing needs. Intervals are Student's, over seeds.
+
+Pitfalls: rotary positions and normalisations before each block leave directions of rows only, and a block's first matrix can
+undo any rotation of them: what a frozen row lacks is likeness to its neighbours in meaning. The size decides: with few tokens
+in a wide space there is nothing to compress. A frozen matrix is a budget of fewer parameters, too; the gap is for this recipe
+and this many steps, not for the limit of training.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from counterprobe import (
+    components,
+    designs,
+    embedded_model,
+    language_model,
+    probe_grid,
+    progress,
+    statements,
+    statistics,
+    superposition_cells,
+    tokenization,
+)
+from counterprobe.designs import Design
+from counterprobe.language_model import Batch, Embedding
+from counterprobe.progress import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+COLUMNS = {
+    "embedding": "string",
+    "tied": "boolean",
+    "seed": "integer",
+    "target": "string",
+    "probe": "string",
+    "score": "string",
+    "layer": "integer",
+    "level": "number",
+    "estimate": "number",
+    "lower": "number",
+    "upper": "number",
+    "n_texts": "integer",
+    "n_seeds": "integer",
+    "note": "string",
+}
+TRAINABLE = "trainable"
+KINDS = ("gaussian", "orthogonal", "permuted")
+# What a row of all seeds together has in place of a seed.
+EVERY_SEED = -1
+# Lines on which the loss is taken, drawn from a stream that no training draws from.
+LINES = 2048
+POSITION = "last"
+PROTOCOLS = ("carriers", "items")
+TOKENS = 8192
+TRIES = 1000
+NAN = float("nan")
+BLANK = {
+    "target": "none",
+    "probe": "none",
+    "layer": -1,
+    "level": NAN,
+    "lower": NAN,
+    "upper": NAN,
+    "n_texts": 0,
+    "note": "",
+}
+
+
+def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device: str) -> pd.DataFrame:
+    """Train every kind under every seed, tied and untied; one row a number, with the columns of `COLUMNS`.
+
+    spec: `frozen_embeddings` (architecture, training, seeds, similar, seed), `corpus`, `run.frozen_embeddings` (the kinds),
+    `probes`, `statistics.confidence`. Raises UserError as the trainer does, for rows that cannot be told apart in so small
+    a width, and for a single seed.
+    """
+    settings, kinds = spec["frozen_embeddings"], spec["run"]["frozen_embeddings"]
+    world = statements.world(spec["corpus"], Path(resources[0]).parent)
+    design = statements.factorial("frozen_embeddings", {}, world)
+    log = progress.logger("frozen_embeddings")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for tied, seed in itertools.product(
+            (False, True), range(settings["seed"], settings["seed"] + settings["seeds"])
+        ):
+            learned = None
+            # The trainable one first: the permuted rows are its.
+            for kind in (TRAINABLE, *(kind for kind in KINDS if kind in kinds)):
+                start = Embedding(tied=tied)
+                if learned is not None:
+                    frozen = rows_of(
+                        kind, learned, settings["similar"], np.random.default_rng([seed, KINDS.index(kind)])
+                    )
+                    start = Embedding(frozen, frozen=True, tied=tied)
+                folder = Path(scratch) / f"{kind}_{tied}_{seed}"
+                model, tokenizer = _trained(settings, spec["corpus"], resources, seed, start, folder, device=device)
+                learned = model.get_input_embeddings().weight.cpu() if kind == TRAINABLE else learned
+                site = {"embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
+                found = list(_numbers(model, tokenizer, world, spec, design))
+                rows += [{**BLANK, **site, **number} for number in found]
+                log.info("%s, %s, seed %d: loss %.3f", kind, "tied" if tied else "untied", seed, found[0]["estimate"])
+    table = pd.DataFrame(rows)
+    table = pd.concat([table, pd.DataFrame(list(gaps(table, spec["statistics"]["confidence"])))])
+    order = ["embedding", "tied", "score", "target", "probe", "seed"]
+    return superposition_cells.typed(table.sort_values(order, ignore_index=True), COLUMNS)
+
+
+# --- rows that never move ------------------------------------------------------------------------------------
+
+
+def rows_of(kind: str, learned: Float[Tensor, "V d"], similar: float, rng: np.random.Generator) -> Float[Tensor, "V d"]:
+    """The frozen matrix of a kind, for a vocabulary and a width as those of `learned`, the trainable twin's embedding."""
+    if kind == "permuted":
+        return learned[torch.as_tensor(rng.permutation(len(learned)))].clone()
+    drawn = gaussian(*learned.shape, similar, rng) if kind == "gaussian" else orthogonal(*learned.shape, similar, rng)
+    return torch.as_tensor(drawn * language_model.initial_deviation(learned.shape[1]), dtype=torch.float32)
+
+
+def gaussian(tokens: int, width: int, similar: float, rng: np.random.Generator) -> Float[np.ndarray, "V d"]:
+    """Standard normal rows, none with a cosine above `similar` with an earlier one. UserError where there is no room."""
+    rows = np.empty((tokens, width))
+    for place in range(tokens):
+        for _ in range(TRIES):
+            rows[place] = rng.standard_normal(width)
+            if largest_cosine(rows[: place + 1], rows[place : place + 1]) <= similar:
+                break
+        else:
+            raise _no_room(tokens, width, similar)
+    return rows
+
+
+def orthogonal(tokens: int, width: int, similar: float, rng: np.random.Generator) -> Float[np.ndarray, "V d"]:
+    """Rows of length √width from random orthogonal bases, one base after the other. UserError where there is no room."""
+    rows = np.empty((0, width))
+    while len(rows) < tokens:
+        for _ in range(TRIES):
+            q, r = np.linalg.qr(rng.standard_normal((width, width)))
+            # The signs of R's diagonal make Q uniform over all bases (Mezzadri 2007, Notices of the AMS 54:592).
+            base = (q * np.sign(np.diag(r))).T[: tokens - len(rows)] * math.sqrt(width)
+            if not len(rows) or largest_cosine(np.concatenate([rows, base]), base) <= similar:
+                break
+        else:
+            raise _no_room(tokens, width, similar)
+        rows = np.concatenate([rows, base])
+    return rows
+
+
+def largest_cosine(rows: Float[np.ndarray, "V d"], last: Float[np.ndarray, "n d"]) -> float:
+    """Of the last n rows with any other row; −1 where there is no other."""
+    cosines = (last @ rows.T) / np.linalg.norm(last, axis=1)[:, None] / np.linalg.norm(rows, axis=1)
+    own = np.arange(len(last))
+    cosines[own, len(rows) - len(last) + own] = -1.0
+    return float(cosines.max())
+
+
+def _no_room(tokens: int, width: int, similar: float) -> UserError:
+    return UserError(
+        f"frozen_embeddings.similar: {tokens} random rows of width {width} with no cosine above {similar:g} were not found; "
+        "raise it, widen the model or shrink its corpus"
+    )
+
+
+# --- one model -----------------------------------------------------------------------------------------------
+
+
+def _trained(
+    settings: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+    resources: Sequence[str | Path],
+    seed: int,
+    start: Embedding,
+    folder: Path,
+    *,
+    device: str,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
+    last = f"step{settings['training']['steps']}"
+    model = {
+        "source": "train",
+        "architecture": settings["architecture"],
+        "training": {**settings["training"], "seed": seed},
+        "revisions": [last],
+    }
+    embedded_model.train(model, corpus, resources, folder, device=device, embedding=start)
+    return language_model.load(folder / last, device=device), tokenization.load_tokenizer(folder / last)
+
+
+def _numbers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    world: statements.World,
+    spec: Mapping[str, Any],
+    design: Design,
+) -> Iterator[dict[str, Any]]:
+    """Loss first; the entropy of frequencies, likeness of rows, right answers, and what a probe reads."""
+    loss, entropy, tokens = held_out_loss(model, held_out_lines(tokenizer, world, spec))
+    yield {"score": "loss", "level": entropy, "estimate": loss, "n_texts": LINES, "note": f"nats, {tokens} tokens"}
+    rows = model.get_input_embeddings().weight.double().cpu().numpy()
+    yield {"score": "largest_cosine", "estimate": largest_cosine(rows, rows)}
+    truth = designs.canonical(design, statements.TRUTH)
+    asked = design.readouts[truth]
+    odds = language_model.answers(model, tokenizer, asked.prefixes, asked.positive, asked.negative, bos=False)
+    right = (np.sign(np.where(designs.parity(design, truth), odds, -odds)) + 1) / 2
+    of_texts = {"score": "accuracy", "level": 0.5, "n_texts": len(design.texts)}
+    yield {**of_texts, "target": truth, "probe": "answer", "estimate": float(right.mean())}
+    names = [truth, designs.canonical(design, "^".join(design.primary))]
+    yield from ({**of_texts, **read} for read in reads(model, tokenizer, design, names, spec["probes"]))
+
+
+def held_out_lines(
+    tokenizer: "PreTrainedTokenizerFast", world: statements.World, spec: Mapping[str, Any]
+) -> Iterator[Batch]:
+    """The same `LINES` lines for every model of a corpus."""
+    corpus = spec["corpus"]
+    rng = np.random.default_rng([spec["frozen_embeddings"]["seed"], 2])
+    batch = min(LINES, spec["frozen_embeddings"]["training"]["batch"])
+    lines = language_model.batches(
+        lambda n: statements.corpus_texts(world, corpus, n, rng),
+        tokenizer.backend_tokenizer,
+        batch=batch,
+        context=language_model.Architecture(**spec["frozen_embeddings"]["architecture"]).context,
+        seed=spec["frozen_embeddings"]["seed"],
+    )
+    return itertools.islice(lines, math.ceil(LINES / batch))
+
+
+def held_out_loss(model: "PreTrainedModel", lines: Iterator[Batch]) -> tuple[float, float, int]:
+    """Mean loss in nats a token, the entropy of the same tokens' frequencies, and their number."""
+    total, counts = 0.0, np.zeros(model.config.vocab_size)
+    for batch in lines:
+        scored = batch.ids[:, 1:][batch.mask[:, 1:]]
+        with torch.inference_mode():
+            mean = language_model.next_token_loss(model, Batch(batch.ids.to(model.device), batch.mask.to(model.device)))
+        total += float(mean) * len(scored)
+        counts += np.bincount(scored.numpy(), minlength=len(counts))
+    shares = counts[counts > 0] / counts.sum()
+    return total / counts.sum(), float(-(shares * np.log(shares)).sum()), int(counts.sum())
+
+
+def reads(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    design: Design,
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Held-out accuracy of the reference probe at the token that is answered from, at the layer its inner folds choose."""
+    found = next(iter(probe_grid.testable(design, PROTOCOLS, settings)), None)
+    if found is None:
+        return
+    texts = components.sequences(model, tokenizer, design, POSITION, bos=False, token_budget=TOKENS)
+    residuals = components.read(model, components.blocks_of(model), texts).residuals
+    labels = np.stack([designs.parity(design, name) for name in names], axis=1)
+    # The embedding of a token that all texts share tells nothing: blocks only.
+    held_out = [
+        probe_grid.cross_validate(
+            level[texts.of_text].clone().float(), labels, found[1], settings["penalties"], probe_grid.REFERENCE
+        )
+        for level in residuals[1:]
+    ]
+    chosen = np.stack([one.inner_bits.mean(axis=0) for one in held_out]).argmax(axis=0)
+    for column, name in enumerate(names):
+        accuracy = float(np.nanmean(held_out[chosen[column]].correct[:, column]))
+        row = {"target": name, "probe": probe_grid.REFERENCE, "layer": int(chosen[column]) + 1}
+        yield {**row, "estimate": accuracy, "note": f"held out: {found[0]}"}
+
+
+# --- all seeds -----------------------------------------------------------------------------------------------
+
+
+def gaps(table: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
+    """Differences from the trainable twin, paired over seeds, of every frozen kind, tied and untied."""
+    columns = ["target", "probe", "score"]
+    scored = table[table.score.isin(["loss", "accuracy"])]
+    for (kind, tied, *about), own in scored[scored.embedding != TRAINABLE].groupby(["embedding", "tied", *columns]):
+        twins = scored[(scored.embedding == TRAINABLE) & (scored.tied == tied)]
+        twins = twins[(twins[columns] == about).all(axis=1)].set_index("seed")
+        own = own.set_index("seed").sort_index()
+        twins = twins.loc[own.index]
+        lost = (own.estimate - twins.estimate).to_numpy()
+        row = {
+            **BLANK,
+            **dict(zip(columns, about, strict=True)),
+            "embedding": kind,
+            "tied": tied,
+            "seed": EVERY_SEED,
+            "level": 0.0,
+            "n_texts": int(own.n_texts.iloc[0]),
+            "n_seeds": len(own),
+        }
+        yield {**row, "score": f"{about[2]}_gap", **_over_seeds(lost, confidence)}
+        if about[2] == "loss":
+            gained = (twins.level - twins.estimate).to_numpy()
+            if (gained <= 0).any():
+                note = "the trainable model has learned no more than how often tokens occur"
+                yield {**row, "score": "loss_gap_share", "estimate": NAN, "note": note}
+            else:
+                yield {**row, "score": "loss_gap_share", **_over_seeds(lost / gained, confidence)}
+
+
+def _over_seeds(values: Float[np.ndarray, " seeds"], confidence: float) -> dict[str, float]:
+    interval = statistics.t_interval(values, confidence)
+    return {name: float(getattr(interval, name)) for name in ("estimate", "lower", "upper")}
