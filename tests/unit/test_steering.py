@@ -1,5 +1,6 @@
 """Steering: what a model says against plain passes with hooks; the protocol; bands on planted directions; real models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from counterprobe import (
     checkpoints,
     designs,
     detection,
+    dictionaries,
     directions,
     held_out_probes,
     interventions,
@@ -194,6 +196,33 @@ def test_probes_read_every_feature_where_the_read_outs_are_given(checkpoint, des
     assert read.estimate.between(0, 1).all()
     # What is said has its own scores beside them, and no probe is read where the design brings its own read-outs.
     assert (found.score == "flip").any()
+
+
+def test_rows_of_dictionaries_are_directions_where_there_are_any(checkpoint, design, tmp_path):
+    for kind in ("sae", "ica"):
+        learned = dictionaries.random_decoder(torch.zeros(WIDTH), 16, 4, seed=3)
+        folder = tmp_path / f"layer_1.design.{kind}.size16.k4.seed0"
+        dictionaries.write(replace(learned, name=kind, seed=0), folder, model="m", layer=1, bos=False)
+    path = tmp_path / manifest.NAME
+    manifest.write(path, {"files": manifest.describe_files(tmp_path)}, {})
+    settings = SETTINGS | {
+        "directions": ["diff_mean"],
+        "positions": ["generated"],
+        "jacobian": 0,
+        "gallery": 0,
+        "nulls": 20,
+    }
+    found = steering.measure(checkpoint, design, SPEC | {"steering": settings}, CELL, path, device="cpu")
+    measured = found[found.estimate.notna()]
+    assert {"row_sae:1", "row_ica:chosen", "row_sae:detect"} <= set(measured.probe)
+    # At equal price beside directions that mean nothing, or why not; of the first feature of the pair alone.
+    price = found[found.probe.str.startswith("row_sae") & found.probe.str.endswith(":divergence")]
+    assert len(price)
+    assert set(price.target) == {design.primary[0]}
+    compared = price[price.probe == "row_sae-null:divergence"]
+    excluded = found[found.probe.str.endswith(":divergence") & found.estimate.isna()]
+    assert len(compared) + len(excluded) == 1
+    assert set(compared.control) <= {"within_cell"}
 
 
 def test_leace_reflects_what_the_stream_holds(loaded, design):

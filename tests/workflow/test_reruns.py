@@ -149,6 +149,7 @@ MODULES = {
     "directions": {"steer_features"},
     "interventions": {"steer_features", "swap_features"},
     "held_out_probes": {"steer_features"},
+    "dictionary_rows": {"steer_features"},
     "matched_divergence": {"steer_features"},
     "steering": {"steer_features"},
     "detection": {"steer_features"},

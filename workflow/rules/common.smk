@@ -90,6 +90,13 @@ def dictionaries_beside_each_other(wildcards):
     )
 
 
+def dictionaries_to_steer(wildcards):
+    """The dictionaries of the cell that is steered, where it has any: their rows are directions too."""
+    if plan.Unit(**dict(wildcards.items())) in plan.dictionary_units(config):
+        return "<results>/dictionaries/{model}/{revision}/{weights}/{design}/manifest.json"
+    return []
+
+
 def dictionaries_of_others(wildcards):
     """Those that others trained for a model."""
     return collect(

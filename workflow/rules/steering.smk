@@ -6,6 +6,7 @@ rule steer_features:
         checkpoint="<results>/checkpoints/{model}/{revision}/manifest.json",
         design="<results>/designs/{design}.parquet",
         audit="<results>/audits/{design}.parquet",
+        dictionaries=dictionaries_to_steer,
     output:
         scores="<results>/steering/{model}/{revision}/{weights}/{design}.parquet",
     log:

@@ -8,4 +8,5 @@ from counterprobe import designs, runtime, steering
 
 with runtime.job(snakemake) as job:
     design = designs.read(job.input.design)
-    job.write_table(steering.measure(job.input.checkpoint, design, job.spec, job.wildcards, device=job.device))
+    learned = job.input.dictionaries or None
+    job.write_table(steering.measure(job.input.checkpoint, design, job.spec, job.wildcards, learned, device=job.device))

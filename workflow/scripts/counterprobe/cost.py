@@ -38,7 +38,7 @@ PLANTED_SEED = 1.0  # 748 items of width 128
 # Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
 GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
 # The same of steering, at a revision of the ladder (the default's doses) and at another.
-STEERED, DETECTED = 75.0, 5.0
+STEERED, DETECTED = 100.0, 5.0
 EMBEDDING_MATRIX, SOURCES, SPARSE, SPARSE_OF_A_RUNG, LAYERS = 0.6, 5.0, 28.0, 6.0, 6.0
 BLOCKS = 12 * 4 * 128**2
 # Seconds of a step of 1,024 tokens for 1,536 latents of width 128, and of all scores of one kind of weights.
@@ -317,11 +317,12 @@ def _explanations(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_text
         # Of an item one text for each of the 8 cells of three factors, and from the swapped layer on.
         asked = 2 * moves * config["use"]["items"] * 8 * TOKENS_AFTER * SWAPPED * len(reading["positions"]) * layers
         yield "swap_features", MODEL + model.blocks * asked / _rate(config, model), memory, 50e3, 0
+    with_dictionaries = set(plan.dictionary_units(config))
     for unit in plan.steered_units(config):
         model, size, _, memory = sized(unit)
         seconds = STEERED if unit.revision in plan.control_revisions(config, unit.model) else DETECTED
         # Doses are a batch: it holds several copies of what a pass does.
-        seconds *= max(1, model.blocks / BLOCKS) * _doses(config)
+        seconds *= max(1, model.blocks / BLOCKS) * _doses(config, learned=unit in with_dictionaries)
         yield "steer_features", MODEL + seconds, 1.6 * memory, 150e3, 0
     for unit in plan.interference_units(config):
         model, size, _, memory = sized(unit)
@@ -364,13 +365,14 @@ def _layers_of_dictionaries(settings: Mapping[str, Any], model: Shape) -> int:
     return len(settings["layers"])
 
 
-def _doses(config: Mapping[str, Any]) -> float:
-    """Directions, coefficients, positions and texts that are steered, as a share of the default's."""
+def _doses(config: Mapping[str, Any], *, learned: bool) -> float:
+    """Directions, coefficients, positions and texts that are steered, as a share of the default's; with dictionaries two
+    more directions."""
     settings = config["steering"]
     tried = len(settings["coefficients"]) * (
         len(settings["positions"]) * settings["choose_items"] * 3 + settings["report_items"]
     )
-    return len(settings["directions"]) / 12 * tried / (7 * (2 * 4 * 3 + 12))
+    return (len(settings["directions"]) + 2 * learned) / 14 * tried / (7 * (2 * 4 * 3 + 12))
 
 
 def _neurons(config: Mapping[str, Any], shapes: Mapping[str, Shape], n_texts: Mapping[str, int]) -> Iterator[Job]:

@@ -25,7 +25,8 @@ points to True; `scaled` makes all of them as long as μ₊ − μ₋, so that a
     pc1, pc2, …         principal components of x
     ica                 mixing column of FastICA (Hyvärinen 1999, doi:10.1109/72.761722) whose source follows y best
 
-Rows of a dictionary's decoder, or any other vectors, enter through `Material.dictionary`: each becomes `row_NAME`.
+Rows of a dictionary's decoder, or any other vectors, enter through `Material.dictionary`: each becomes `row_NAME`
+(`row_sae`, `row_ica`: module `dictionary_rows`).
 
 Pitfalls. surgical_pinv has no off-target effect on the probes it is made of by algebra: judge it by behaviour, or by
 probes of other texts. A probe's weights say what to read, not what to write: for x = Σ f_i v_i with independent v_i the
@@ -222,7 +223,9 @@ def ica(material: Material) -> Float[np.ndarray, " d"]:
 def dictionary_row(material: Material, name: str) -> Float[np.ndarray, " d"]:
     """One of the rows that were given, its sign towards True."""
     if name not in material.dictionary:
-        raise UserError(f"there is no dictionary row {name!r}; there are {', '.join(material.dictionary) or 'none'}")
+        raise Excluded(
+            f"there is no dictionary row {name!r} here; there are {', '.join(material.dictionary) or 'none'}"
+        )
     row = np.asarray(material.dictionary[name], dtype=np.float64)
     return row * np.sign(row @ mass_mean(material) or 1.0)
 

@@ -39,7 +39,8 @@ Scores, over the texts of the second half:
 smallest dose that flips `REACHED` of the first half at the layer chosen for diff_mean, `:equal` a coefficient of 1 there.
 `:divergence` (C26; of the first feature of the pre-registered pair) is the dose at which neutral tokens diverge by
 `EQUAL_DIVERGENCE` bits on the first half: the averaged difference at every token, and single prompt pairs at the front
-(`seed` is the pair), each way at the layer where it then moves the answer most.
+(`seed` is the pair); the row of an SAE, and null directions of the within-cell covariance (C25), at generated tokens. Each
+way at the layer where it then moves the answer most.
 Nulls (`control`) are as long as μ₊ − μ₋, with the effects of all named features projected out (`coordinate_swaps`); the
 band of a kind holds a direction that means nothing with 95%.
 
@@ -54,7 +55,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,8 @@ from counterprobe import (
     checkpoints,
     coordinate_swaps,
     designs,
+    dictionary_fitting,
+    dictionary_rows,
     directions,
     extraction,
     held_out_probes,
@@ -96,6 +99,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from counterprobe.designs import Design
+    from counterprobe.dictionary_fitting import Fitted
 
 ANSWER, GENERATED, ALL, FRONT = "answer", "generated", "all", "front"
 # A feature is steered when this share of its answers is the counterfactual one, and nothing else is disturbed by more.
@@ -104,7 +108,7 @@ TOKENS_AT_ONCE = 16384
 JACOBIAN_TEXTS = 32
 # At equal price: bits a neutral token, and prompt pairs that are drawn and that have to reach it.
 EQUAL_DIVERGENCE, PAIR_SETS, FEWEST_SETS = 0.1, 24, 20
-AVERAGED, PAIRED = "diff_mean", "actadd_1_aligned"
+AVERAGED, PAIRED, LEARNED = "diff_mean", "actadd_1_aligned", "row_sae"
 NULLS = {
     coordinate_swaps.WITHIN_CELL: "within_cell",
     coordinate_swaps.DICHOTOMIES: "dichotomy",
@@ -158,17 +162,37 @@ class Setting:
     coefficient: float
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way of steering that is held against another at equal price: its moves at a layer, at least `fewest` of which have
+    to reach it. control: kind of null direction, or none."""
+
+    name: str
+    position: str
+    control: str
+    vectors: Callable[[int], Sequence[np.ndarray]]
+    layers: Sequence[int]
+    fewest: int
+
+
 def measure(
-    checkpoint: str | Path, design: Design, spec: Mapping[str, Any], cell: Mapping[str, str], *, device: str
+    checkpoint: str | Path,
+    design: Design,
+    spec: Mapping[str, Any],
+    cell: Mapping[str, str],
+    dictionaries: str | Path | None = None,
+    *,
+    device: str,
 ) -> pd.DataFrame:
     """Every feature with a read-out steered along every direction; the rows that the module describes.
+
+    dictionaries: the manifest of those learned of this model and design, whose rows are then directions too.
 
     spec: `steering`, `activations.primary_bos`, `probes` (outer_folds, seed), `statistics`, `design` (protocols,
     unreadable). Without `steering.coefficients` only detection and effect are measured. Raises UserError for a layer or a
     direction that does not exist.
     """
     settings, bos = spec["steering"], spec["activations"]["primary_bos"]
-    names = directions.names(settings["directions"])
     source = checkpoints.open_checkpoint(checkpoint)
     tokenizer = tokenization.load_tokenizer(source)
     design = extraction.readable(design, tokenizer, spec["design"]["unreadable"])
@@ -182,6 +206,9 @@ def measure(
     protocol, first, second = halves
     site["protocol"] = protocol
     model = language_model.load(source, device=device)
+    width = model.get_input_embeddings().weight.shape[1]
+    learned = dictionary_fitting.open_folder(dictionaries, width=width) if dictionaries else []
+    names = directions.names(settings["directions"], dict.fromkeys(dictionary_rows.KINDS) if learned else None)
     neutral = settings.get("neutral", {}).get(design.name, [])
     sample = partial(Sample, model, tokenizer, design, bos=bos)
     fitting, detecting = sample(np.flatnonzero(first >= 0), []), sample(np.flatnonzero(second >= 0), [])
@@ -198,7 +225,8 @@ def measure(
         samples["choose"] = sample(chosen, neutral, readers["choose"])
     for readout, target in enumerate(progress.bar(list(design.readouts), label="steered features")):
         feature = _Feature(
-            target, names, spec, site, samples, fitting, detecting, layers, vectors[readout], held_out[readout]
+            *(target, names, spec, site, samples, fitting, detecting, layers),
+            *(vectors[readout], held_out[readout], learned),
         )
         rows += feature.rows()
     return tables.frame(rows)
@@ -596,6 +624,7 @@ class _Feature:
         layers: Sequence[int],
         x: Float[np.ndarray, "layers n d"],
         held_out: Float[np.ndarray, "layers o d"],
+        learned: Sequence[Fitted] = (),
     ) -> None:
         design = fitting.design
         self.design, self.target, self.settings = design, target, spec["steering"]
@@ -620,6 +649,9 @@ class _Feature:
                 penalty=self.settings["penalty"],
                 seed=self.settings["seed"],
                 gradient=fitting.gradient(self.readout, layer, self.settings["gradient_texts"]),
+                dictionary=dictionary_rows.most_selective(
+                    dictionary_rows.at_layer(learned, layer), x[place], labels[fitting.chosen]
+                ),
             )
             self.material[layer] = material
             for name in names:
@@ -671,7 +703,7 @@ class _Feature:
                 yield from self._compared(common, tried)
                 yield from self._nulls(common)
         common = chosen.get(("diff_mean", ANSWER), next(iter(chosen.values())))
-        if self.target == self.design.primary[0] and {AVERAGED, PAIRED} <= set(self.names):
+        if self.target == self.design.primary[0]:
             yield from self._at_equal_divergence()
         yield from self._scaled(common)
         yield from self._read(common)
@@ -910,45 +942,63 @@ class _Feature:
                 yield {**row, **ends, "note": "paired difference of off-target flips"}
 
     def _at_equal_divergence(self) -> Iterator[dict[str, Any]]:
-        """The averaged difference at every token less single prompt pairs at the front, equally disturbing."""
+        """The averaged difference at every token less single prompt pairs at the front; a dictionary's row less directions
+        that mean nothing."""
+        here = {name: [layer for layer in self.layers if (name, layer) in self.made] for name in self.names}
+        if {AVERAGED, PAIRED} <= set(here):
+            yield from self._at_equal_price(
+                Way(AVERAGED, ALL, "none", lambda layer: [self.made[AVERAGED, layer]], here[AVERAGED], 1),
+                Way(PAIRED, FRONT, "none", self._fronts, here[PAIRED], FEWEST_SETS),
+            )
+        if LEARNED in here:
+            yield from self._at_equal_price(
+                Way(LEARNED, GENERATED, "none", lambda layer: [self.made[LEARNED, layer]], here[LEARNED], 1),
+                Way(
+                    *("null", GENERATED, NULLS[coordinate_swaps.WITHIN_CELL]),
+                    lambda layer: list(self._drawn(layer).nulls[coordinate_swaps.WITHIN_CELL]),
+                    *(here[LEARNED], FEWEST_SETS),
+                ),
+            )
+
+    def _at_equal_price(self, one: Way, other: Way) -> Iterator[dict[str, Any]]:
+        """One move less the mean of several, equally disturbing."""
         found = {}
-        for name, position in ((AVERAGED, ALL), (PAIRED, FRONT)):
+        for way in (one, other):
             try:
-                found[name] = self._equally_disturbing(name, position)
+                found[way.name] = self._equally_disturbing(way)
             except directions.Excluded as reason:
-                site = {**self.site, "position": position}
-                yield _excluded(site, self.target, f"{name}:divergence", str(reason), "effect")
-        if len(found) < 2:
-            return
-        for name, (where, doses, outcome) in found.items():
-            effect = self._effect(outcome, self.reporting, "report")
+                site = {**self.site, "position": way.position, "control": way.control}
+                yield _excluded(site, self.target, f"{way.name}:divergence", str(reason), "effect")
+                return
+            where, doses, outcome = found[way.name]
             spent = _mean(outcome.divergence, axis=1)
-            for k, ends in enumerate(self._ends(effect)):
-                row = {**self.site, **where, "probe": f"{name}:divergence", "seed": k, "level": 0.0}
+            for k, ends in enumerate(self._ends(self._effect(outcome, self.reporting, "report"))):
+                row = {**self.site, **where, "probe": f"{way.name}:divergence", "seed": k, "level": 0.0}
                 note = f"coefficient {doses[k]:.3g}"
                 yield {**row, "score": "effect", **ends, "note": note}
                 count = {"n_texts": ends["n_texts"], "n_groups": self.units}
                 yield {**row, "score": "divergence", "estimate": float(spent[k]), **count, "note": note}
-        where, _, outcome = found[AVERAGED]
-        (averaged,) = self._effect(outcome, self.reporting, "report")
-        pairs = self._effect(found[PAIRED][2], self.reporting, "report")
+        where, _, outcome = found[one.name]
+        (own,) = self._effect(outcome, self.reporting, "report")
+        others = self._effect(found[other.name][2], self.reporting, "report")
         rng = np.random.default_rng([self.settings["seed"], 3])
-        interval = matched_divergence.difference(averaged, pairs, self.weights, self.confidence, self.units, rng)
+        interval = matched_divergence.difference(own, others, self.weights, self.confidence, self.units, rng)
         yield {
-            **{**self.site, **where, "probe": f"{AVERAGED}-{PAIRED}:divergence", "score": "effect", "level": 0.0},
+            **{**self.site, **where, "control": other.control, "score": "effect", "level": 0.0},
+            "probe": f"{one.name}-{other.name}:divergence",
             **{end: float(getattr(interval, end)[0]) for end in ("estimate", "lower", "upper")},
-            "n_texts": len(averaged),
-            "n_groups": min(self.units, len(pairs)),
-            "note": f"{len(pairs)} of {PAIR_SETS} pairs, layer {found[PAIRED][0]['layer']}",
+            "n_texts": len(own),
+            "n_groups": min(self.units, len(others)),
+            "note": f"less the mean of {len(others)}, at layer {found[other.name][0]['layer']}",
         }
 
-    def _equally_disturbing(self, name: str, position: str) -> tuple[dict[str, Any], np.ndarray, Outcome]:
+    def _equally_disturbing(self, way: Way) -> tuple[dict[str, Any], np.ndarray, Outcome]:
         """Site, doses, and outcome on the second half; layer and doses from the first. Raises Excluded where too few of
         the moves disturb as much."""
         best, most = None, 0
-        for layer in (layer for layer in self.layers if (name, layer) in self.made):
-            vectors = [self.made[name, layer]] if position == ALL else self._fronts(layer)
-            outcome = partial(self._moved_along, self.choosing, position, layer)
+        for layer in way.layers:
+            vectors = way.vectors(layer)
+            outcome = partial(self._moved_along, self.choosing, way.position, layer)
             doses = matched_divergence.doses_at(
                 lambda tried, outcome=outcome, vectors=vectors: _mean(outcome(vectors, tried).divergence, axis=1),
                 EQUAL_DIVERGENCE,
@@ -956,7 +1006,7 @@ class _Feature:
             )
             reached = np.flatnonzero(~np.isnan(doses))
             most = max(most, len(reached))
-            if len(reached) < (1 if position == ALL else FEWEST_SETS):
+            if len(reached) < way.fewest:
                 continue
             kept = [vectors[k] for k in reached]
             effect = self._effect(outcome(kept, doses[reached]), self.choosing, "choose").mean()
@@ -967,8 +1017,8 @@ class _Feature:
                 f"at most {most} disturb neutral tokens by {EQUAL_DIVERGENCE} bits at any coefficient"
             )
         _, layer, kept, doses = best
-        where = {"position": position, "layer": layer}
-        return where, doses, self._moved_along(self.reporting, position, layer, kept, doses)
+        where = {"position": way.position, "layer": layer, "control": way.control}
+        return where, doses, self._moved_along(self.reporting, way.position, layer, kept, doses)
 
     def _moved_along(
         self,
@@ -990,19 +1040,23 @@ class _Feature:
         norm = np.linalg.norm(directions.mass_mean(self.material[layer]))
         return [vector * (norm / np.linalg.norm(vector)) for vector in vectors if np.linalg.norm(vector) > 0]
 
-    def _nulls(self, common: Setting) -> Iterator[dict[str, Any]]:
-        """Directions that mean something else, at equal norm; their bands; and who lies outside."""
-        n, rng = self.settings["nulls"], np.random.default_rng([self.settings["seed"], common.layer, self.readout])
+    def _drawn(self, layer: int) -> coordinate_swaps.Directions:
+        """Null directions of one layer, from the first half."""
+        n, rng = self.settings["nulls"], np.random.default_rng([self.settings["seed"], layer, self.readout])
         try:
             labellings = label_controls.dichotomy_labels(self.design, self.target, n, rng)[self.fitting.chosen]
         except UserError as reason:
             progress.logger("steering").warning("%s: no dichotomy directions: %s", self.target, reason)
             labellings = np.zeros((len(self.fitting.chosen), 0), dtype=bool)
-        x = np.zeros((len(self.design.texts), self.material[common.layer].x.shape[1]))
-        x[self.fitting.chosen] = self.material[common.layer].x
+        x = np.zeros((len(self.design.texts), self.material[layer].x.shape[1]))
+        x[self.fitting.chosen] = self.material[layer].x
         spread = np.zeros((len(x), labellings.shape[1]), dtype=bool)
         spread[self.fitting.chosen] = labellings
-        drawn = coordinate_swaps.directions(x, self.design, self.fitting.chosen, self.target, spread, n, rng, n)
+        return coordinate_swaps.directions(x, self.design, self.fitting.chosen, self.target, spread, n, rng, n)
+
+    def _nulls(self, common: Setting) -> Iterator[dict[str, Any]]:
+        """Directions that mean something else, at equal norm; their bands; and who lies outside."""
+        drawn = self._drawn(common.layer)
         where = {"position": common.position, "layer": common.layer}
         sign, clean = self.reporting.signs[self.readout], self.clean["report"][self.readout]
 
