@@ -19,7 +19,7 @@ RESOURCES = Path(__file__).parents[2] / "workflow" / "resources"
 SPEC = {
     "dictionaries": {
         "layers": [2], "inputs": ["design"], "held_out": 0.25, "first_token": False, "sizes": [2], "k": [8], "seeds": 1,
-        "steps": 200, "batch": 256, "learning_rate": 0.003, "ica_iterations": 10, "items": 2, "seed": 0,
+        "steps": 200, "batch": 256, "learning_rate": 0.003, "ica_iterations": 10, "items": 4, "seed": 0,
         "sparse_probes": [2], "sites": 4, "directions": 4, "distances": [0.1, 1.0], "draws": 10, "jitter": 0.5,
     },
     "activations": {"primary_position": "period", "primary_bos": True, "token_budget": 4096},
