@@ -391,6 +391,11 @@ def edited(position, **values):
         (rows_of(), {"primary": ["warm", "warm"]}, r"two different features"),
         (
             rows_of(),
+            {"features": {f"f{i}": "warm" for i in range(40)}},
+            r"features: 40 have 2\^40 combinations.*at most 10",
+        ),
+        (
+            rows_of(),
             {"derive": {"same": "warm ^ wman"}},
             r"'warm \^ wman' names no feature.*did you mean 'woman'",
         ),

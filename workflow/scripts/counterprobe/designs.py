@@ -35,6 +35,8 @@ from jaxtyping import Bool, Int
 from counterprobe import checksum, manifest
 from counterprobe.progress import UserError, nearest
 
+# Every parity of the features is a target, and every combination a cell: 1,023 and 1,024 of ten.
+MOST_FEATURES = 10
 BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
 
 
@@ -321,6 +323,11 @@ def from_csv(name: str, spec: Mapping[str, Any], root: str | Path) -> Design:
     factors = {factor: table.booleans(column, f"features.{factor}") for factor, column in spec["features"].items()}
     if len(factors) < 2:
         raise UserError(f"design '{name}', features: one feature has no XOR; name at least two")
+    if len(factors) > MOST_FEATURES:
+        raise UserError(
+            f"design '{name}', features: {len(factors)} have 2^{len(factors)} combinations, each of which has to be there; "
+            f"name at most {MOST_FEATURES}, or make several designs of the same files"
+        )
     for factor in factors:
         if not re.fullmatch(r"[^\s^]+", factor):
             raise UserError(f"design '{name}', features: '{factor}' has a blank or ^ in it; rename it")
