@@ -23,7 +23,7 @@ OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
 SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 REPORT = "$(BIN)/snakemake" all write_report $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
-# A worker a core, each with its own files; the smoke experiment and what needs it are one worker's.
+# A worker a core, each with its own files.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
 INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
 INSTALL_BROWSER = "$(BIN)/python" tests/workflow/browser.py install

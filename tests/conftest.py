@@ -19,11 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `pytest -n --dist loadgroup`: one run of the smoke experiment for all that need it, and each file's fixtures
-    made once."""
+    """Under `pytest -n --dist loadgroup`: a file is one worker's, which makes its fixtures once. The reruns have none of
+    their own, and any worker takes the next of them."""
     for item in items:
-        shared = "smoke" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("smoke" if shared else item.path.name))
+        if item.path.name != "test_reruns.py":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 FAULT_TABLE = pytest.StashKey[dict[str, list[int]]]()
 
@@ -85,8 +86,18 @@ def fresh_checkout(
 
 
 @pytest.fixture(scope="session")
-def smoke(fresh_checkout: Callable[[], Checkout]) -> Checkout:
-    """A checkout in which the smoke experiment has run to the end."""
+def smoke(fresh_checkout: Callable[[], Checkout], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which the smoke experiment has run to the end: once for all workers, each of which has its copy."""
     checkout = fresh_checkout()
-    checkout.run("--configfile", "config/smoke.yaml")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        checkout.run("--configfile", "config/smoke.yaml")
+        return checkout
+    finished = tmp_path_factory.getbasetemp().parent / "smoke"
+    with FileLock(f"{finished}.lock"):
+        if not finished.exists():
+            checkout.run("--configfile", "config/smoke.yaml")
+            shutil.copytree(checkout.root, finished, symlinks=True)
+            return checkout
+    shutil.rmtree(checkout.root)
+    shutil.copytree(finished, checkout.root, symlinks=True)
     return checkout
