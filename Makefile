@@ -23,8 +23,8 @@ OVERLAY = $(if $(CONFIG),--configfile "$(CONFIG)")
 SNAKEMAKE = "$(BIN)/snakemake" $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 REPORT = "$(BIN)/snakemake" all write_report $(ARGS) --cores $(CORES) --quiet host reason rules $(OVERLAY)
 PYTEST = "$(BIN)/python" -m pytest $(PYTEST_ARGS)
-# A worker a core, each with its own files.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup
+# A worker a core; a file is one worker's, which makes its fixtures once.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALL_SLURM = "$(BIN)/python" tests/slurm/loopback_slurm.py install
 INSTALL_BROWSER = "$(BIN)/python" tests/workflow/browser.py install
 EXTRA := slow or cluster or browser

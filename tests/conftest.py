@@ -18,14 +18,6 @@ settings.load_profile("counterprobe")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `pytest -n --dist loadgroup`: a file is one worker's, which makes its fixtures once. The reruns have none of
-    their own, and any worker takes the next of them."""
-    for item in items:
-        if item.path.name != "test_reruns.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not has_card():
         pytest.skip("needs a CUDA card")
