@@ -13,19 +13,26 @@ ROOT = Path(__file__).parents[2]
 # A run of the default experiment on two cores, by Snakemake's benchmark files: core-seconds and resident memory (MB) of
 # every rule that took more than one part in a hundred of the whole.
 MEASURED = {
-    "train_model": (453, 721),
-    "train_probes": (535, 514),
-    "measure_behaviour": (195, 725),
-    "extract_activations": (159, 657),
-    "compare_first_layers": (70, 555),
-    "train_toys": (33, 494),
-    "measure_health": (27, 385),
-    "draw_superposition": (26, 1179),
-    "probe_planted": (23, 546),
-    "sweep_redundancy": (18, 534),
-    "control_probes": (17, 495),
+    "train_probes": (781, 556),
+    "train_model": (768, 762),
+    "measure_geometry": (380, 426),
+    "extract_activations": (378, 684),
+    "swap_features": (371, 973),
+    "probe_capacity": (292, 732),
+    "measure_behaviour": (179, 765),
+    "ablate_components": (172, 733),
+    "steer_features": (132, 1437),
+    "compare_first_layers": (103, 502),
+    "measure_interference": (89, 876),
+    "control_probes": (86, 430),
+    "train_dictionaries": (61, 634),
+    "measure_dictionaries": (56, 769),
+    "probe_neurons": (48, 650),
+    "measure_health": (45, 334),
+    "draw_superposition": (41, 1525),
+    "train_toys": (41, 441),
 }
-MEASURED_SECONDS, MEASURED_MEMORY, MEASURED_DISK = 1610, 1.55e9, 515e6
+MEASURED_SECONDS, MEASURED_MEMORY, MEASURED_DISK = 4450, 2.08e9, 1.46e9
 
 
 def merged(base, overlay):

@@ -29,11 +29,11 @@ from counterprobe.revisions import revisions
 CPU_RATE, CPU_RATE_WIDE, WIDE = 40e9, 60e9, 512
 CUDA_RATE = 10e12
 # Seconds until a script does its own work: bare Python, with pyarrow, with torch, with transformers, a notebook.
-LIGHT, TABLES, TORCH, MODEL, NOTEBOOK = 0.25, 0.6, 3.0, 4.3, 5.5
+LIGHT, TABLES, TORCH, MODEL, NOTEBOOK = 0.25, 0.6, 3.0, 4.3, 7.0
 # Seconds for an activation matrix: what does not depend on penalties and sizes, and what does (at 1,536 x 128 with 5
 # penalties and 3 inner folds).
-MATRIX, MATRIX_SOLVES = 0.45, 0.5
-CONTROL_MATRIX = 2.7  # with 8 shuffles and 8 control tasks
+MATRIX, MATRIX_SOLVES = 0.15, 0.4
+CONTROL_MATRIX = 4.0  # with 8 shuffles and 8 control tasks
 PLANTED_SEED = 1.0  # 748 items of width 128
 # Seconds of what explains a feature, for 1,536 texts at width 128 and the blocks of the default model.
 GEOMETRY_MATRIX, CAPACITY, CAPACITY_OF_A_RUNG, INTERFERENCE, ABLATION = 0.25, 36.0, 9.0, 5.0, 90.0
@@ -52,7 +52,7 @@ TOKENS_OF_LINE = 27
 TOY_SECONDS = {
     "trained": 30 / 180_000,
     "constructed": 11 / 8,
-    "genericity": 50 / 10,
+    "genericity": 80 / 10,
     "redundancy": 17 / 130,
     "geometry": 9 / 180_000,
 }
