@@ -10,6 +10,14 @@ from sklearn.linear_model import orthogonal_mp
 
 from counterprobe import embedding_codes, tables
 
+SITE = tables.NOT_APPLICABLE | {
+    "model": "m",
+    "revision": "main",
+    "step": -1,
+    "weights": "trained",
+    "design": "none",
+}
+
 
 def planted(seed=0, rows=150, width=16, atoms=24, k=2, noise=0.0):
     rng = np.random.default_rng(seed)
@@ -64,15 +72,8 @@ def test_planted_directions_are_coded_better_than_their_covariance_and_frequent_
 def test_an_atom_a_token_codes_everything_and_more_atoms_than_tokens_are_left_out():
     x, _ = planted(rows=40)
     settings = {"atoms": [1, 3], "k": [1, 2], "iterations": 3, "starts": 2, "seed": 0}
-    site = tables.NOT_APPLICABLE | {
-        "model": "m",
-        "revision": "main",
-        "step": -1,
-        "weights": "trained",
-        "design": "none",
-    }
     frequency = np.r_[0.0, np.ones(39)]
-    table = tables.frame(embedding_codes.code_rows(x.numpy(), frequency, settings, 0.95, site))
+    table = tables.frame(embedding_codes.code_rows(x.numpy(), frequency, settings, 0.95, SITE))
     table = table[table.score == "fvu"].set_index("probe")
     assert set(table.index) == {"atoms_16_k_1", "atoms_16_k_2", "bound"}
     assert table.estimate["bound"] < 1e-12
@@ -167,15 +168,8 @@ def test_the_map_is_a_principal_component_analysis_and_its_names_are_the_tokens_
 def test_rows_of_the_map_and_of_groups_stand_where_tokens_have_names():
     x, _ = planted(rows=100)
     settings = {"atoms": [0.5, 1], "k": [1, 2, 4], "iterations": 3, "starts": 1, "seed": 0}
-    site = tables.NOT_APPLICABLE | {
-        "model": "m",
-        "revision": "main",
-        "step": -1,
-        "weights": "trained",
-        "design": "none",
-    }
     names = [f"t{i}" for i in range(100)]
-    table = tables.frame(embedding_codes.code_rows(x.numpy(), np.ones(100), settings, 0.95, site, names))
+    table = tables.frame(embedding_codes.code_rows(x.numpy(), np.ones(100), settings, 0.95, SITE, names))
     atoms = table[table.score.isin(["pc1", "pc2"])]
     assert set(atoms.target) == {"atoms_16_k_2"}
     assert len(atoms) == 2 * 16
@@ -186,5 +180,5 @@ def test_rows_of_the_map_and_of_groups_stand_where_tokens_have_names():
         "atoms_16_k_4",
     }
     assert table[table.score == "circularity"].estimate.between(0, 1).all()
-    bare = tables.frame(embedding_codes.code_rows(x.numpy(), np.ones(100), settings, 0.95, site))
+    bare = tables.frame(embedding_codes.code_rows(x.numpy(), np.ones(100), settings, 0.95, SITE))
     assert set(bare.score) == {"fvu", "circularity"}

@@ -385,7 +385,7 @@ def test_detection_against_steering(slope, low, high):
 def test_equal_values_share_their_rank():
     assert detection.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
     scores, labels = np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])
-    assert steering._auroc(scores, labels) == pytest.approx(3.5 / 4)
+    assert detection.auroc(scores, labels) == pytest.approx(3.5 / 4)
 
 
 def test_the_figure_is_drawn_from_the_table(table, design):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from counterprobe.detection import ranks
+from counterprobe.detection import auroc
 from counterprobe.dictionaries import Dictionary
 from counterprobe.dictionary_fitting import DESIGN, Fitted
 
@@ -55,8 +55,7 @@ def selectivity(
 ) -> Float[np.ndarray, " h"]:
     """AUROC − ½ of every latent's code."""
     codes = dictionary.encode(torch.as_tensor(x, dtype=torch.float32)).double().numpy()
-    found, positive = np.zeros(dictionary.size), int(labels.sum())
+    found = np.zeros(dictionary.size)
     for latent in np.flatnonzero((codes != 0).any(axis=0)):
-        order = ranks(codes[:, latent])[labels].sum() - positive * (positive + 1) / 2
-        found[latent] = order / (positive * (len(labels) - positive)) - 0.5
+        found[latent] = auroc(codes[:, latent], labels) - 0.5
     return found

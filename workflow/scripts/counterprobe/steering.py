@@ -87,7 +87,7 @@ from counterprobe import (
     tables,
     tokenization,
 )
-from counterprobe.detection import ranks
+from counterprobe.detection import auroc
 from counterprobe.directions import Affine
 from counterprobe.held_out_probes import HeldOutProbes
 from counterprobe.interventions import Places, Resumed
@@ -869,7 +869,7 @@ class _Feature:
             effect = self._effect(found, self.reporting, "report")
             where = {**self.site, "position": ANSWER, "layer": layer}
             for name, ends in zip(names, self._ends(effect), strict=True):
-                detected = _auroc(self.projected[name, layer], self.held_out_labels)
+                detected = auroc(self.projected[name, layer], self.held_out_labels)
                 row = {**where, "probe": f"{name}:detect"}
                 yield {**row, "score": "effect", "level": 0.0, **ends}
                 count = {"n_texts": len(self.held_out_labels), "n_groups": self.units}
@@ -1208,8 +1208,3 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 def _share(vector: Float[np.ndarray, " d"], basis: Float[np.ndarray, "k d"]) -> float:
     return float(((basis @ vector) ** 2).sum() / (vector @ vector))
-
-
-def _auroc(scores: Float[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) -> float:
-    order, positive = ranks(scores), labels.sum()
-    return float((order[labels].sum() - positive * (positive + 1) / 2) / (positive * (len(labels) - positive)))
