@@ -53,6 +53,8 @@ MOVED = {
 }
 # A range from which an axis is logarithmic.
 DECADE = 10
+# Above the highest curve, as a factor: half of the panel for six kinds of moves.
+LEGEND_ROOM = 100.0
 # Where the two baselines are drawn; colours of their own, since they are in every panel.
 BASELINES = {
     "random_dictionary": ("random dictionary", plots.ORANGE, "|"),
@@ -163,7 +165,9 @@ def draw_disturbed(rows: pd.DataFrame) -> Figure:
     axes[1].set_yscale("log")
     axes[1].set_xlabel("distance (RMS distance from the mean)")
     axes[1].set_title("KL, one token moved (nats)", fontsize=9)
-    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
+    # Curves rise from the lower left to the upper right: the legend stands in decades added above them.
+    axes[1].set_ylim(top=LEGEND_ROOM * axes[1].get_ylim()[1])
+    axes[1].legend(fontsize=7, frameon=False, loc="upper left")
     for axis, score, title in (
         (axes[2], "magnitude_ratio", "isotropic distance / distance\nfor the same response"),
         (axes[3], "above_random", "share above the 99th percentile\nof isotropic directions"),
