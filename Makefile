@@ -76,7 +76,7 @@ test: environment
 test-slow: environment
 	@$(INSTALL_SLURM) || true
 	@$(INSTALL_BROWSER) || true
-	@$(PYTEST) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
+	@$(PYTEST) $(PARALLEL) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
 
 test-slurm: environment
 	@$(INSTALL_SLURM)

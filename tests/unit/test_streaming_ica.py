@@ -96,6 +96,24 @@ def test_a_start_from_a_sample_ends_where_all_rows_end_in_fewer_passes(monkeypat
     assert float(best_match(sampled.mixing.T, truth).min()) > 0.99
 
 
+@pytest.mark.parametrize("different", [1, 3, 40])
+def test_a_start_far_out_is_orthogonal_however_often_rows_repeat(different):
+    generator = torch.Generator().manual_seed(0)
+    rows = 3 * torch.randn(different, 8, generator=generator)
+    otherwise = streaming_ica.decorrelate(torch.randn(8, 8, generator=generator, dtype=torch.float64))
+    start = streaming_ica._far_out(rows.repeat(30, 1), otherwise)
+    assert torch.allclose(start @ start.T, torch.eye(8, dtype=torch.float64), atol=1e-9)
+
+
+def test_rows_far_out_find_what_a_random_start_does_not():
+    mixing, x = mixed(160_000, 192, seed=3)
+    found = streaming_ica.fit(streaming_ica.chunked(torch.from_numpy(x)))
+    assert found.converged
+    assert found.iterations <= 4
+    truth = torch.from_numpy(mixing.T.astype(np.float32))
+    assert float(best_match(found.mixing.T, truth).min()) > 0.99
+
+
 def test_a_direction_that_a_sample_may_miss_is_not_lost():
     x = torch.from_numpy(mixed(20_000, 4)[1])
     rare = torch.zeros(20_000, 1)

@@ -178,7 +178,7 @@ def test_where_slurm_cannot_be_installed_only_its_own_target_fails(checkout):
     assert own.returncode != 0
     assert "reason" in own.stderr
     assert "pytest" not in own.stdout
-    assert "<-m pytest -m slow" in make(checkout, "test-slow").stdout
+    assert re.search("<-m pytest .*-m slow", make(checkout, "test-slow").stdout)
     (checkout / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "<$*>"\n')
     both = re.findall("<(.*)>", make(checkout, "test-slurm").stdout)
     assert both == ["tests/slurm/loopback_slurm.py install", "-m pytest -m cluster"]

@@ -9,9 +9,13 @@ Networks 10(3), 626; https://doi.org/10.1109/72.761722),
 is two matrix products a chunk, for K can be taken out of either: W K is one matrix, and Σ g xᵀ is multiplied by K once.
 Nothing but the d × d sums is kept: memory O(d² + chunk), whatever the number of rows.
 
-What costs is the number of passes over all rows, so most iterations see a random sample of SAMPLE · d rows (O(d²), too) with
-a whitening of its own; its fixed point is off by about d / rows, from where the iteration, which converges quadratically,
-needs two or three passes to that of all rows. The last iterations, their tolerance and the fixed point are those of all rows.
+What costs is the number of passes over all rows, so most iterations see a random sample of SAMPLE rows a dimension (O(d²),
+too) with a whitening of its own; its fixed point is off by about d / rows, from where the iteration, which converges
+quadratically, needs two or three passes to that of all rows. The last iterations, their tolerance and the fixed point are
+those of all rows. Where to start decides whether a sample will do: at random, a component's coordinate on a source is about
+d^(−1/2), its pull towards that source the third power of this, and the pull's noise rows^(−1/2). Rows that lie far out are
+more nearly one source each, so the sample's start there. Its noise is larger than the rounding of bfloat16, in which it is
+iterated on where that is quicker.
 
 Results are in the data's own units: `unmixing` [m, d] reads (s = unmixing (x − μ), unit variance), `mixing` [d, m] holds what
 a component writes. With m = d they are inverses; a component's direction in activation space is a mixing column.
@@ -30,6 +34,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,9 +44,12 @@ from counterprobe.progress import UserError
 
 # An axis with less of the largest variance than this is rounding of float32 data.
 NEGLIGIBLE = 1e-10
-# Rows of the first sample in multiples of the width, from how many times as many rows on there is one, and where it is
-# left: its own fixed point is off by more than this.
-SAMPLE, WORTH_SAMPLING, LEFT_AT = 64, 2, 2e-3
+# Rows of the sample in multiples of the width, from how many times as many rows on there is one, and where it is left: its
+# own fixed point is off by about this.
+SAMPLE, WORTH_SAMPLING, LEFT_AT = 128, 2, 1e-2
+SAMPLE_CHUNK = 8192
+# Rows far out from which the starting ones are chosen, in multiples of their number.
+FAR_OUT = 4
 # Data that have no fixed point should not spend long on finding none.
 ITERATIONS_OF_SAMPLE = 40
 
@@ -79,8 +87,8 @@ class Components:
         return "; ".join(said)
 
 
-def chunked(x: Float[Tensor, "n d"], size: int = 16384) -> Chunks:
-    """Views of a matrix, or of a memory map made a tensor."""
+def chunked(x: Float[Tensor, "n d"], size: int = 4096) -> Chunks:
+    """Views of a matrix, or of a memory map made a tensor; of a size that stays in a processor's cache."""
     return x.split(size)
 
 
@@ -135,16 +143,9 @@ def fit(
     rotation = decorrelate(turned)
     rows = SAMPLE * len(measured.mean)
     if measured.rows >= WORTH_SAMPLING * rows:
-        part = _sample(chunks, rows / measured.rows, generator).split(len(chunks[0]))
-        of_part = moments(part)
-        small = _whitening(of_part)
-        # A direction may not vary in the sample at all.
-        if small.rank >= wanted:
-            reader = small.whiten[-wanted:]
-            least = max(LEFT_AT, tolerance)
-            most = min(iterations, ITERATIONS_OF_SAMPLE)
-            found = _iterate(part, of_part.mean, reader, rotation, least, most)
-            rotation = decorrelate(found.rotation @ reader @ colour)
+        sample = _sample(chunks, rows / measured.rows, generator)
+        tried = min(iterations, ITERATIONS_OF_SAMPLE)
+        rotation = _of_sample(sample, colour, rotation, max(LEFT_AT, tolerance), tried)
     rotation, done, moved = _iterate(chunks, measured.mean, whiten, rotation, tolerance, iterations)
     if not moved == moved:
         raise UserError("ICA: the iteration left the numbers (NaN); look at the activations")
@@ -187,6 +188,48 @@ def _sample(chunks: Chunks, share: float, generator: torch.Generator) -> Float[T
         parts.append(chunk[rows.to(chunk.device)])
         taken += count
     return torch.cat(parts)
+
+
+def _of_sample(
+    sample: Float[Tensor, "s d"],
+    colour: Float[Tensor, "d m"],
+    start: Float[Tensor, "m m"],
+    tolerance: float,
+    iterations: int,
+) -> Float[Tensor, "m m"]:
+    """The sample's fixed point as a rotation of the whitening of all rows; `start` where a direction is missing in it."""
+    parts = sample.split(SAMPLE_CHUNK)
+    measured = moments(parts)
+    small = _whitening(measured)
+    wanted = len(start)
+    if small.rank < wanted:
+        return start
+    whiten = small.whiten[-wanted:]
+    white = torch.cat([((part.double() - measured.mean) @ whiten.T).to(part.dtype) for part in parts])
+    identity = torch.eye(wanted, dtype=torch.float64, device=sample.device)
+    quick = white.to(_quick(white)).split(SAMPLE_CHUNK)
+    found = _iterate(quick, torch.zeros_like(identity[0]), identity, _far_out(white, start), tolerance, iterations)
+    return decorrelate(found.rotation @ whiten @ colour)
+
+
+def _far_out(white: Float[Tensor, "n m"], otherwise: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    """Whitened rows far from the mean, each far from the span of those before it, made orthogonal.
+
+    Where rows repeat each other and there are not enough, rows of the orthogonal matrix `otherwise` take their places.
+    """
+    furthest = white.norm(dim=1).topk(min(len(white), FAR_OUT * len(otherwise))).indices
+    candidates = torch.cat([white[furthest].double(), otherwise])
+    _, order = scipy.linalg.qr(candidates.T.cpu().numpy(), mode="r", pivoting=True)
+    chosen = candidates[torch.from_numpy(order[: len(otherwise)]).to(white.device)]
+    return decorrelate(chosen / chosen.norm(dim=1, keepdim=True))
+
+
+def _quick(x: Tensor) -> torch.dtype:
+    """bfloat16 where products of it are the hardware's own, and as it is elsewhere."""
+    if x.device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else x.dtype
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else x.dtype
 
 
 class _Iterated(NamedTuple):
