@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy import stats
@@ -168,6 +170,46 @@ def test_gaps_are_paired_over_seeds():
     assert set(found.n_seeds) == {3}
 
 
+def test_a_finetuned_model_is_held_against_a_finetuned_one():
+    """Of which the plain one has twice the loss here."""
+    table = planted()
+    parts = {"trainable": "trainable_tuned", "gaussian": "one_row_tuned"}
+    finetuned = table[table.embedding.isin(parts)].assign(embedding=lambda rows: rows.embedding.map(parts))
+    plain = table[table.embedding == "trainable"].assign(estimate=lambda rows: 2 * rows.estimate)
+    found = pd.DataFrame(list(frozen_embeddings.gaps(pd.concat([finetuned, plain]), 0.95)))
+    assert set(found.embedding) == {"one_row_tuned"}
+    assert found[found.score == "loss_gap"].estimate.to_numpy() == pytest.approx(LOST.mean())
+
+
+@given(st.integers(0, 2**16))
+def test_another_row_is_like_no_row_but_its_own(seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((12, 16))
+    drawn = frozen_embeddings.another_row(rows, 3, 0.4, rng)
+    cosines_with = rows @ drawn / np.linalg.norm(rows, axis=1) / np.linalg.norm(drawn)
+    assert np.delete(cosines_with, 3).max() <= 0.4
+
+
+def test_a_row_that_cannot_be_told_apart_is_refused():
+    everywhere = np.concatenate([np.eye(2), -np.eye(2)]).repeat(2, axis=0)
+    with pytest.raises(UserError, match=r"no cosine above 0\.1"):
+        frozen_embeddings.another_row(everywhere, 0, 0.1, np.random.default_rng(0))
+
+
+def test_tokens_are_drawn_among_those_that_are_predicted(tokenizer):
+    batches = [batch for _, batch in zip(range(3), lines(tokenizer), strict=False)]
+    chosen = frozen_embeddings.chosen_tokens(iter(batches), 4, np.random.default_rng(0))
+    assert len(set(chosen)) == 4
+    seen = {
+        int(token)
+        for batch in batches
+        for ids, mask in zip(batch.ids, batch.mask, strict=True)
+        for token in ids[mask][1:]
+    }
+    assert set(chosen) <= seen
+    assert frozen_embeddings.chosen_tokens(iter(batches), 99, np.random.default_rng(0)) == sorted(seen)
+
+
 def test_what_has_learned_nothing_has_no_share():
     found = pd.DataFrame(list(frozen_embeddings.gaps(planted(gained=-0.1), 0.95)))
     shares = found[found.score == "loss_gap_share"]
@@ -184,7 +226,7 @@ def test_the_claim_is_decided_by_the_whole_interval(lost, verdict):
     claim = {"C38": ledger.load()["C38"]}
     judged, legs = claims.judge(claim, {"frozen_embeddings": table}, subject, {})
     assert judged.verdict.tolist() == [verdict]
-    assert legs.decides.tolist() == [True, True, False, False]
+    assert legs.decides.tolist() == [True, True, False, False, False]
 
 
 def test_the_figure_has_every_kind_that_was_trained():
@@ -203,6 +245,8 @@ def test_small_models_learn_around_rows_that_never_move():
         "training": {"steps": 60, "batch": 32, "learning_rate": 0.005},
         "seeds": 2,
         "similar": 0.8,
+        "rows": 2,
+        "finetune": 10,
         "seed": 0,
     }
     spec = {
@@ -215,9 +259,17 @@ def test_small_models_learn_around_rows_that_never_move():
     table = frozen_embeddings.measure(spec, [RESOURCES / "cities.csv"], device="cpu")
     assert list(table) == list(frozen_embeddings.COLUMNS)
     losses = table[table.score == "loss"]
-    assert len(losses) == 2 * 2 * 4
+    kinds = {frozen_embeddings.TRAINABLE, *frozen_embeddings.KINDS}
+    assert len(losses) == 2 * 2 * (len(kinds) + 3)
     # The grammar alone, which every kind can learn, is most of what there is to gain.
-    assert (losses.estimate < 0.7 * losses.level).all()
+    trained = losses[losses.embedding.isin(kinds)]
+    assert (trained.estimate < 0.7 * trained.level).all()
+    of = losses.set_index(["tied", "seed", "embedding"]).estimate.unstack()
+    assert (of.one_row > of.one_row_tuned).all()
+    assert (of.one_row_tuned > of.trainable_tuned).all()
+    assert table[table.embedding == "one_row"].note.str.startswith("rows of: ").any()
+    every = table[table.seed == frozen_embeddings.EVERY_SEED]
+    assert set(every.embedding) == {*frozen_embeddings.KINDS, "one_row", "one_row_tuned"}
     random = table[(table.score == "largest_cosine") & table.embedding.isin(["gaussian", "orthogonal"])]
     assert (random.estimate <= 0.8 + 1e-6).all()
     read = table[(table.score == "accuracy") & (table.seed >= 0)]

@@ -16,6 +16,9 @@ NAMES = {
     "gaussian": "frozen Gaussian",
     "orthogonal": "frozen orthogonal",
     "permuted": "frozen, permuted\nfrom the trained",
+    "one_row": "trained, then\none row random",
+    "one_row_tuned": "the same, finetuned",
+    "trainable_tuned": "trainable, finetuned",
 }
 TYINGS = {False: ("untied", BLUE, "o"), True: ("tied", VERMILION, "D")}
 

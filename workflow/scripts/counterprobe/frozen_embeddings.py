@@ -11,7 +11,12 @@ Every frozen model has a trainable twin of the same seed, which learned from the
 
 each untied, as Pythia's and the embedded model's are, and tied, as GPT-2's: then the unembedding is frozen as well. Claim
 C38 (L. Mendel: random embeddings do a lot worse), whose author speaks of GPT-2; Bochkov 2025 (arXiv 2507.04886) finds no
-loss with untied ones.
+loss with untied ones. The same author's milder version, of a trainable model that is trained:
+
+    one_row             one token's row replaced by a Gaussian one of the initialisation's length, no more similar to any other
+                        row than `similar`; numbers are means over `rows` tokens, drawn among those that occur, one at a time
+    one_row_tuned       then `finetune` more steps of all weights
+    trainable_tuned     as many more steps of the model as it is, which is what `one_row_tuned` is held against
 
     loss_gap         L_frozen − L_trainable, nats a token on held-out lines, paired over seeds
     loss_gap_share   (L_frozen − L_trainable) / (H − L_trainable), H the entropy of the tokens' frequencies: of what training
@@ -26,6 +31,7 @@ in a wide space there is nothing to compress. A frozen matrix is a budget of few
 and this many steps, not for the limit of training.
 """
 
+import copy
 import itertools
 import math
 import tempfile
@@ -75,6 +81,9 @@ COLUMNS = {
     "note": "string",
 }
 TRAINABLE = "trainable"
+TUNED, ONE_ROW, ONE_ROW_TUNED = "trainable_tuned", "one_row", "one_row_tuned"
+# What each is held against where it is not the trainable twin.
+TWINS = {ONE_ROW_TUNED: TUNED}
 KINDS = ("gaussian", "orthogonal", "permuted")
 # What a row of all seeds together has in place of a seed.
 EVERY_SEED = -1
@@ -100,9 +109,9 @@ BLANK = {
 def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device: str) -> pd.DataFrame:
     """Train every kind under every seed, tied and untied; one row a number, with the columns of `COLUMNS`.
 
-    spec: `frozen_embeddings` (architecture, training, seeds, similar, seed), `corpus`, `run.frozen_embeddings` (the kinds),
-    `probes`, `statistics.confidence`. Raises UserError as the trainer does, for rows that cannot be told apart in so small
-    a width, and for a single seed.
+    spec: `frozen_embeddings` (architecture, training, seeds, similar, rows, finetune, seed), `corpus`,
+    `run.frozen_embeddings` (the kinds), `probes`, `statistics.confidence`. Raises UserError as the trainer does, for rows
+    that cannot be told apart in so small a width, and for a single seed.
     """
     settings, kinds = spec["frozen_embeddings"], spec["run"]["frozen_embeddings"]
     world = statements.world(spec["corpus"], Path(resources[0]).parent)
@@ -128,6 +137,9 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
                 site = {"embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
                 found = list(_numbers(model, tokenizer, world, spec, design))
                 rows += [{**BLANK, **site, **number} for number in found]
+                if kind == TRAINABLE:
+                    one_row = _one_row_at_a_time(model, tokenizer, world, spec, design, seed, found)
+                    rows += [{**BLANK, **site, **number} for number in one_row]
                 log.info("%s, %s, seed %d: loss %.3f", kind, "tied" if tied else "untied", seed, found[0]["estimate"])
     table = pd.DataFrame(rows)
     table = pd.concat([table, pd.DataFrame(list(gaps(table, spec["statistics"]["confidence"])))])
@@ -226,31 +238,104 @@ def _numbers(
     yield {"score": "loss", "level": entropy, "estimate": loss, "n_texts": LINES, "note": f"nats, {tokens} tokens"}
     rows = model.get_input_embeddings().weight.double().cpu().numpy()
     yield {"score": "largest_cosine", "estimate": largest_cosine(rows, rows)}
+    right = right_answers(model, tokenizer, design)
+    yield right
+    names = [right["target"], designs.canonical(design, "^".join(design.primary))]
+    of_texts = {name: right[name] for name in ("score", "level", "n_texts")}
+    yield from ({**of_texts, **read} for read in reads(model, tokenizer, design, names, spec["probes"]))
+
+
+def right_answers(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", design: Design) -> dict[str, Any]:
+    """Share of the texts that the model itself continues rightly with true or false."""
     truth = designs.canonical(design, statements.TRUTH)
     asked = design.readouts[truth]
     odds = language_model.answers(model, tokenizer, asked.prefixes, asked.positive, asked.negative, bos=False)
     right = (np.sign(np.where(designs.parity(design, truth), odds, -odds)) + 1) / 2
     of_texts = {"score": "accuracy", "level": 0.5, "n_texts": len(design.texts)}
-    yield {**of_texts, "target": truth, "probe": "answer", "estimate": float(right.mean())}
-    names = [truth, designs.canonical(design, "^".join(design.primary))]
-    yield from ({**of_texts, **read} for read in reads(model, tokenizer, design, names, spec["probes"]))
+    return {**of_texts, "target": truth, "probe": "answer", "estimate": float(right.mean())}
+
+
+def _one_row_at_a_time(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    world: statements.World,
+    spec: Mapping[str, Any],
+    design: Design,
+    seed: int,
+    before: Sequence[Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """Loss and right answers of a trained model with a row randomised, finetuned from there, and finetuned as it is; what
+    it had `before` says what these are held against."""
+    settings = spec["frozen_embeddings"]
+    training = language_model.Training(**{**settings["training"], "seed": seed})
+    rng = np.random.default_rng([seed, len(KINDS)])
+    tokens = chosen_tokens(held_out_lines(tokenizer, world, spec), settings["rows"], rng)
+    deviation = language_model.initial_deviation(settings["architecture"]["width"])
+    measured: dict[str, list[tuple[float, float]]] = {TUNED: [], ONE_ROW: [], ONE_ROW_TUNED: []}
+
+    def numbers(one: "PreTrainedModel") -> tuple[float, float]:
+        loss, _, _ = held_out_loss(one, held_out_lines(tokenizer, world, spec))
+        return loss, right_answers(one, tokenizer, design)["estimate"]
+
+    for token in (None, *tokens):
+        changed = copy.deepcopy(model)
+        if token is not None:
+            rows = changed.get_input_embeddings().weight
+            drawn = another_row(rows.double().cpu().numpy(), token, settings["similar"], rng) * deviation
+            rows[token] = torch.as_tensor(drawn, dtype=rows.dtype)
+            measured[ONE_ROW].append(numbers(changed))
+        # The same lines after every change.
+        lines = _lines(tokenizer, world, spec, training.batch, [seed, 3])
+        language_model.finetune(changed, lines, training, settings["finetune"])
+        measured[TUNED if token is None else ONE_ROW_TUNED].append(numbers(changed))
+    before = [row for row in before if row["score"] == "loss" or row.get("probe") == "answer"]
+    words = ", ".join(tokenizer.convert_ids_to_tokens(tokens))
+    for kind, found in measured.items():
+        note = "" if kind == TUNED else f"rows of: {words}"
+        for row, estimates in zip(before, zip(*found, strict=True), strict=True):
+            yield {**row, "embedding": kind, "estimate": sum(estimates) / len(found), "note": note}
+
+
+def chosen_tokens(lines: Iterator[Batch], count: int, rng: np.random.Generator) -> list[int]:
+    """This many ids among those that lines have after their first token."""
+    seen = np.unique(np.concatenate([batch.ids[:, 1:][batch.mask[:, 1:]].numpy() for batch in lines]))
+    return sorted(rng.choice(seen, min(count, len(seen)), replace=False).tolist())
+
+
+def another_row(
+    rows: Float[np.ndarray, "V d"], token: int, similar: float, rng: np.random.Generator
+) -> Float[np.ndarray, " d"]:
+    """A standard normal row, with no cosine above `similar` with any row but the token's own. UserError without room."""
+    others = np.delete(rows, token, axis=0)
+    others = others[np.linalg.norm(others, axis=1) > 0]
+    for _ in range(TRIES):
+        drawn = rng.standard_normal(rows.shape[1])
+        if largest_cosine(np.concatenate([others, drawn[None]]), drawn[None]) <= similar:
+            return drawn
+    raise _no_room(*rows.shape, similar)
 
 
 def held_out_lines(
     tokenizer: "PreTrainedTokenizerFast", world: statements.World, spec: Mapping[str, Any]
 ) -> Iterator[Batch]:
     """The same `LINES` lines for every model of a corpus."""
-    corpus = spec["corpus"]
-    rng = np.random.default_rng([spec["frozen_embeddings"]["seed"], 2])
     batch = min(LINES, spec["frozen_embeddings"]["training"]["batch"])
-    lines = language_model.batches(
+    lines = _lines(tokenizer, world, spec, batch, [spec["frozen_embeddings"]["seed"], 2])
+    return itertools.islice(lines, math.ceil(LINES / batch))
+
+
+def _lines(
+    tokenizer: "PreTrainedTokenizerFast", world: statements.World, spec: Mapping[str, Any], batch: int, seed: list[int]
+) -> Iterator[Batch]:
+    corpus = spec["corpus"]
+    rng = np.random.default_rng(seed)
+    return language_model.batches(
         lambda n: statements.corpus_texts(world, corpus, n, rng),
         tokenizer.backend_tokenizer,
         batch=batch,
         context=language_model.Architecture(**spec["frozen_embeddings"]["architecture"]).context,
-        seed=spec["frozen_embeddings"]["seed"],
+        seed=seed[0],
     )
-    return itertools.islice(lines, math.ceil(LINES / batch))
 
 
 def held_out_loss(model: "PreTrainedModel", lines: Iterator[Batch]) -> tuple[float, float, int]:
@@ -298,11 +383,12 @@ def reads(
 
 
 def gaps(table: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
-    """Differences from the trainable twin, paired over seeds, of every frozen kind, tied and untied."""
+    """Differences from the trainable twin, paired over seeds, of every other kind, tied and untied."""
     columns = ["target", "probe", "score"]
     scored = table[table.score.isin(["loss", "accuracy"])]
-    for (kind, tied, *about), own in scored[scored.embedding != TRAINABLE].groupby(["embedding", "tied", *columns]):
-        twins = scored[(scored.embedding == TRAINABLE) & (scored.tied == tied)]
+    compared = scored[~scored.embedding.isin([TRAINABLE, TUNED])]
+    for (kind, tied, *about), own in compared.groupby(["embedding", "tied", *columns]):
+        twins = scored[(scored.embedding == TWINS.get(str(kind), TRAINABLE)) & (scored.tied == tied)]
         twins = twins[(twins[columns] == about).all(axis=1)].set_index("seed")
         own = own.set_index("seed").sort_index()
         twins = twins.loc[own.index]

@@ -16,6 +16,7 @@ here that is an error.
 """
 
 import errno
+import itertools
 import math
 import os
 import shutil
@@ -222,19 +223,7 @@ def train(
         )
     model = build(architecture, tokenizer.get_vocab_size(), training.seed, embedding).to(device)
     model.train()
-    # Decay would shrink a frozen matrix that the optimiser was given.
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in learned if parameter.ndim >= 2]
-    vectors = [parameter for parameter in learned if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": training.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=training.learning_rate,
-        betas=training.betas,
-        fused=True,
-    )
+    optimizer = _optimizer(model, training)
     out_dir.mkdir(parents=True, exist_ok=True)
     for unfinished in out_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(unfinished)
@@ -268,6 +257,34 @@ def train(
             seconds = (time.monotonic() - started) / done
             log.info("step %d of %d: loss %.3f nats, %.3f s a step", done, training.steps, recent, seconds)
     return losses
+
+
+def finetune(model: PreTrainedModel, lines: Iterator[Batch], training: Training, steps: int) -> None:
+    """This many more steps at the recipe's highest learning rate, in place, of all weights and with fresh moments."""
+    model.train().requires_grad_(True)
+    optimizer = _optimizer(model, training)
+    for batch in itertools.islice(lines, steps):
+        optimizer.zero_grad()
+        next_token_loss(model, Batch(batch.ids.to(model.device), batch.mask.to(model.device))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        optimizer.step()
+    model.eval().requires_grad_(False)
+
+
+def _optimizer(model: PreTrainedModel, training: Training) -> torch.optim.AdamW:
+    # Decay would shrink a frozen matrix that the optimiser was given.
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learned if parameter.ndim >= 2]
+    vectors = [parameter for parameter in learned if parameter.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=training.learning_rate,
+        betas=training.betas,
+        fused=True,
+    )
 
 
 _UNFINISHED = ".unfinished-"
