@@ -71,12 +71,12 @@ readme: environment
 test: environment
 	@$(PYTEST) $(PARALLEL) -m "not ($(EXTRA))"
 
-# pytest's exit status 5 means that no test was selected. Where SLURM or a browser cannot be installed, its tests say why
-# they skip.
+# In the order of their names, for the longest files have few tests and would come last. pytest's exit status 5 means that no
+# test was selected. Where SLURM or a browser cannot be installed, its tests say why they skip.
 test-slow: environment
 	@$(INSTALL_SLURM) || true
 	@$(INSTALL_BROWSER) || true
-	@$(PYTEST) $(PARALLEL) -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
+	@$(PYTEST) $(PARALLEL) --no-loadscope-reorder -m "$(EXTRA)" || { status=$$?; test $$status -eq 5 || exit $$status; }
 
 test-slurm: environment
 	@$(INSTALL_SLURM)

@@ -19,8 +19,11 @@ from counterprobe import configuration, footprint, plan, progress, spec as specs
 configfile: "config.yaml"
 
 
+# Snakemake lists this file last, and what the command line names, which wins, before it.
+*overlays, base = workflow.configfiles
+
 try:
-    config = configuration.validate(config, workflow.configfiles)
+    config = configuration.validate(config, [base, *overlays])
 except progress.UserError as error:
     raise WorkflowError(str(error)) from None
 

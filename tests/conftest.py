@@ -23,6 +23,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA card")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Faults tried and survived, by kind, from whatever process a test ran in."""
+    outcomes: dict[str, list[str]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for kind in (value for name, value in report.user_properties if name == "fault"):
+                outcomes.setdefault(kind, []).append(outcome)
+    if outcomes:
+        terminalreporter.section("faults")
+        for kind, found in sorted(outcomes.items()):
+            terminalreporter.write_line(f"{kind:<24} {len(found):>3} tried {found.count('passed'):>3} survived")
+
+
 @functools.cache
 def has_card() -> bool:
     """Asked only when a test needs one: importing torch takes seconds."""

@@ -82,7 +82,8 @@ def test_the_default_run_took_what_is_said(default):
         {"activations": {"positions": ["period", "before_period", "last"]}},
         {"planted": {"seeds": 60}},
         {"superposition": {"trained": {"steps": 9000}}},
-        {"run": {"frozen_embeddings": ["gaussian"]}},
+        {"run": {"frozen_embeddings": ["gaussian", "permuted"]}},
+        {"frozen_embeddings": {"rows": 20}},
     ],
 )
 def test_more_costs_more(default, more):

@@ -16,19 +16,6 @@ from filelock import FileLock
 PATIENCE = 1700
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Faults tried and survived, by kind, from whatever process a test ran in."""
-    outcomes: dict[str, list[str]] = {}
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            for kind in (value for name, value in report.user_properties if name == "fault"):
-                outcomes.setdefault(kind, []).append(outcome)
-    if outcomes:
-        terminalreporter.section("faults")
-        for kind, found in sorted(outcomes.items()):
-            terminalreporter.write_line(f"{kind:<24} {len(found):>3} tried {found.count('passed'):>3} survived")
-
-
 @dataclass(frozen=True)
 class Checkout:
     """A copy of the repository in which Snakemake may do as it likes."""

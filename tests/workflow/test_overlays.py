@@ -73,6 +73,14 @@ def test_a_published_sae_is_fetched_for_its_model_and_read_at_its_layer(root):
     assert rows["register_dictionary"].fetched == pytest.approx(151e6, rel=0.01)
 
 
+def test_an_error_names_the_overlay_that_it_stands_in(fresh_checkout, tmp_path):
+    checkout = fresh_checkout()
+    (tmp_path / "mine.yaml").write_text("experiment: mine\ncontrols: {seeds: 1}\n")
+    overlays = ("--configfile", "config/smoke.yaml", str(tmp_path / "mine.yaml"))
+    said = checkout.snakemake("--dry-run", *overlays).stdout
+    assert f"{tmp_path}/mine.yaml line 2, controls.seeds: 1 is below 2" in said
+
+
 MEASURED = """
 import resource, subprocess, sys
 done = subprocess.run([sys.executable, "-m", "snakemake", *sys.argv[1:]], stdout=subprocess.PIPE, text=True, check=True)

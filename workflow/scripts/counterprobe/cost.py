@@ -48,6 +48,8 @@ PUBLISHED = 32  # latents of a dictionary that others trained, in multiples of t
 SWAPPED, TOKENS_AFTER = 6, 12
 TOKENS_OF_TEXT = 20
 TOKENS_OF_LINE = 27
+# Lines on which a model trained around an embedding is scored.
+HELD_OUT_LINES = 2048
 # Seconds of each toy sweep for one unit of its work (see `_toys`).
 TOY_SECONDS = {
     "trained": 30 / 180_000,
@@ -185,12 +187,12 @@ def estimate(config: Mapping[str, Any]) -> Estimate:
 
 def table(found: Estimate, cores: int) -> str:
     """An estimate as a person reads it: one line a rule, and what it comes to."""
-    lines = [f"{'rule':<22}{'jobs':>6}{'time':>10}{'memory':>10}{'disk':>10}"]
+    lines = [f"{'rule':<24}{'jobs':>6}{'time':>10}{'memory':>10}{'disk':>10}"]
     lines += [
-        f"{row.rule:<22}{row.jobs:>6}{_time(row.seconds / cores):>10}{_size(row.memory):>10}{_size(row.disk):>10}"
+        f"{row.rule:<24}{row.jobs:>6}{_time(row.seconds / cores):>10}{_size(row.memory):>10}{_size(row.disk):>10}"
         for row in found.rows
     ]
-    total = f"{'in all':<22}{found.jobs:>6}{_time(found.seconds(cores)):>10}{_size(found.memory):>10}{_size(found.disk):>10}"
+    total = f"{'in all':<24}{found.jobs:>6}{_time(found.seconds(cores)):>10}{_size(found.memory):>10}{_size(found.disk):>10}"
     fetched = f"{_size(found.fetched)} to download" if found.fetched else "nothing to download"
     lines += [total, "", f"experiment {found.experiment} on {cores} cores, within a factor of two; {fetched}"]
     lines += [f"not counted: {name}, whose size neither its name nor a config.json tells" for name in found.unknown]
@@ -448,17 +450,20 @@ def _toys(config: Mapping[str, Any]) -> Iterator[Job]:
 
 
 def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
-    """One job: every kind and its trainable twin, tied and untied, under every seed."""
+    """One job: every kind and its trainable twin, tied and untied, under every seed, and single rows made random."""
     kinds = config["run"]["frozen_embeddings"]
     if not kinds:
         return
     settings = config["frozen_embeddings"]
     size, recipe = settings["architecture"], settings["training"]
     one = _shape(size["layers"], size["width"], VOCABULARY, tied=False, bytes_each=4)
-    operations = 6 * one.parameters * recipe["steps"] * recipe["batch"] * TOKENS_OF_LINE
     memory = MEMORY_MODEL + 16 * one.parameters + 400 * recipe["batch"] * TOKENS_OF_LINE * one.width
-    models = 2 * settings["seeds"] * (1 + len(kinds))
-    yield "train_frozen_embeddings", MODEL + models * operations / _rate(config, one), memory, 30e3, 0
+    rows = settings["rows"]
+    lines = recipe["batch"] * ((1 + len(kinds)) * recipe["steps"] + (1 + rows) * settings["finetune"])
+    # A pass forwards is a third of a step.
+    lines += HELD_OUT_LINES / 3 * (2 + len(kinds) + 2 * rows)
+    operations = 2 * settings["seeds"] * lines * 6 * one.parameters * TOKENS_OF_LINE
+    yield "train_frozen_embeddings", MODEL + operations / _rate(config, one), memory, 30e3, 0
 
 
 def _passes(config: Mapping[str, Any], unit: plan.Unit) -> tuple[int, int]:
