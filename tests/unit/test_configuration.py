@@ -333,6 +333,20 @@ def test_embeddings_that_never_move_need_a_corpus_that_there_is_where_they_are_a
     assert message.endswith("frozen_embeddings.corpus: 'plane' is not among corpora; did you mean 'plain'?")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("rows: []", "rare_features.rows: a list has too few entries; at least 1"),
+        ("seeds: 1", "rare_features.seeds: 1 is below 3, the smallest that makes sense"),
+        ("rarely: 0", "rare_features.rarely: 0 must be above 0"),
+    ],
+)
+def test_settings_of_rare_features_that_cannot_be_are_refused_by_name(wrong, said):
+    text = edited("  last_only: []\n", f"  last_only: []\nrare_features: {{{wrong}}}\n")
+    (message,) = problems(text)
+    assert message.endswith(said)
+
+
 def test_the_later_file_is_named(tmp_path):
     base, overlay = tmp_path / "config.yaml", tmp_path / "overlay.yaml"
     base.write_text(TEXT)
