@@ -225,6 +225,7 @@ def test_defaults_are_not_shared_between_definitions():
         ("  stories:", "  my stories:", None, "models.my stories", "'my stories' is no safe folder name"),
         ("EleutherAI/pythia-70m-deduped", "https://x/y", None, "models.pythia-70m.repo", "write OWNER/NAME"),
         # What the schema cannot say.
+        ("models: [embedded]", "models: []", None, "run.models", "has too few entries; at least 1"),
         ("models: [embedded]", "models: [embeded]", None, "run.models[0]", "did you mean 'embedded'?"),
         (
             "models: [embedded]",
@@ -331,6 +332,20 @@ def test_embeddings_that_never_move_need_a_corpus_that_there_is_where_they_are_a
     asked = edited("  last_only: []\n", f"  frozen_embeddings: [gaussian]\n{section}")
     (message,) = problems(asked)
     assert message.endswith("frozen_embeddings.corpus: 'plane' is not among corpora; did you mean 'plain'?")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("rows: []", "rare_features.rows: a list has too few entries; at least 1"),
+        ("seeds: 1", "rare_features.seeds: 1 is below 3, the smallest that makes sense"),
+        ("rarely: 0", "rare_features.rarely: 0 must be above 0"),
+    ],
+)
+def test_settings_of_rare_features_that_cannot_be_are_refused_by_name(wrong, said):
+    text = edited("  last_only: []\n", f"  last_only: []\nrare_features: {{{wrong}}}\n")
+    (message,) = problems(text)
+    assert message.endswith(said)
 
 
 def test_the_later_file_is_named(tmp_path):

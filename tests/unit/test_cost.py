@@ -84,6 +84,7 @@ def test_the_default_run_took_what_is_said(default):
         {"superposition": {"trained": {"steps": 9000}}},
         {"run": {"frozen_embeddings": ["gaussian", "permuted"]}},
         {"frozen_embeddings": {"rows": 20}},
+        {"rare_features": {"rows": [1000, 4000, 16000, 64000, 256000]}},
     ],
 )
 def test_more_costs_more(default, more):
@@ -92,6 +93,13 @@ def test_more_costs_more(default, more):
     assert after.disk >= before.disk
     assert after.memory >= before.memory
     assert after.jobs >= before.jobs
+
+
+def test_dictionaries_of_planted_features_are_a_job_where_they_are_asked_for(default):
+    jobs = {"plant_rare_features", "draw_rare_features"}
+    assert jobs <= {row.rule for row in cost.estimate(default).rows}
+    none = cost.estimate(changed(default, run={"rare_features": []}))
+    assert not jobs & {row.rule for row in none.rows}
 
 
 def test_more_cores_take_less_time(default):

@@ -28,6 +28,7 @@ CONFIG = {
         "last_only": ["r"],
         "dictionaries": [],
         "frozen_embeddings": [],
+        "rare_features": [],
     },
     "dictionaries": {"rungs": ["init"], "pretrained": {}},
     "controls": {"revisions": "last"},
@@ -154,6 +155,14 @@ def test_embeddings_that_never_move_have_one_table_and_one_figure():
     chosen = config(frozen_embeddings=["gaussian"])
     assert plan.frozen_tables(chosen) == ("frozen_embeddings",)
     assert list(plan.frozen_figures(chosen)) == ["frozen_embeddings"]
+
+
+def test_planted_features_have_one_table_and_one_figure():
+    assert plan.planted_tables(config()) == ()
+    assert "rare_features" not in plan.planted_figures(config())
+    chosen = config(rare_features=["ica", "random"])
+    assert plan.planted_tables(chosen) == ("rare_features",)
+    assert list(plan.planted_figures(chosen)) == ["rare_features"]
 
 
 def test_a_controlled_revision_has_to_exist():

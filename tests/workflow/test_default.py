@@ -7,7 +7,15 @@ from counterprobe import tables
 
 LITTLE = {
     "experiment": "needed",
-    "run": {"models": ["embedded"], "designs": ["factorial"], "controls": [], "last_only": [], "toys": []},
+    "run": {
+        "models": ["embedded"],
+        "designs": ["factorial"],
+        "controls": [],
+        "last_only": [],
+        "toys": [],
+        "rare_features": [],
+        "frozen_embeddings": [],
+    },
     "activations": {"positions": ["last"], "primary_position": "last", "bos": [False]},
     "probes": {"kinds": ["logistic"], "shuffles": 2, "control_tasks": 2},
     "steering": {

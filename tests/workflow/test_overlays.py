@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from counterprobe import configuration, cost, dictionaries, plan
 from counterprobe.revisions import PYTHIA_STEPS
 
+ROOT = Path(__file__).parents[2]
 HEADROOM = {"seconds": 60, "bytes": 2e9}
 OF_A_CHECKPOINT = {
     "resolve_revision",
@@ -79,6 +81,18 @@ def test_an_error_names_the_overlay_that_it_stands_in(fresh_checkout, tmp_path):
     overlays = ("--configfile", "config/smoke.yaml", str(tmp_path / "mine.yaml"))
     said = checkout.snakemake("--dry-run", *overlays).stdout
     assert f"{tmp_path}/mine.yaml line 2, controls.seeds: 1 is below 2" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_overlay_is_planned(fresh_checkout, overlay):
+    checkout = fresh_checkout()
+    if overlay == "pythia-suite.yaml":
+        pytest.skip("planned by a test of its own")
+    if overlay == "own-model.yaml" and not (checkout.root.parent / "shared").is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    said = checkout.run("--dry-run", "--quiet", "rules", "--configfile", f"config/{overlay}")
+    assert int(re.search(r"^total +(\d+)$", said, flags=re.MULTILINE)[1]) > 10
 
 
 MEASURED = """

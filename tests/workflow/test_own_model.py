@@ -94,7 +94,15 @@ def test_one_more_revision_is_audited_and_nothing_is_fetched_again(hub, fresh_ch
     overlay = {
         "experiment": "from-hub",
         "models": {"served": {"source": "hub", "repo": "someone/stories", "revisions": ["main"]}},
-        "run": {"models": ["served"], "designs": ["cities"], "controls": [], "last_only": [], "toys": []},
+        "run": {
+            "models": ["served"],
+            "designs": ["cities"],
+            "controls": [],
+            "last_only": [],
+            "toys": [],
+            "rare_features": [],
+            "frozen_embeddings": [],
+        },
     }
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
     arguments = ("--configfile", "config/own-model.yaml", "hub.yaml", "--until", "download_revision")

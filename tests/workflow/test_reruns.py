@@ -82,6 +82,8 @@ def overlay(smoke, **changes):
         ("dictionaries__draws", 21, {"measure_dictionaries"}),
         # One more is a job of its own, and an input more of the measuring one.
         ("dictionaries__pretrained", {"other": {"source": "directory", "model": "tiny", "path": "nowhere"}}, set()),
+        # Off in this experiment.
+        ("rare_features__steps", 11, set()),
         ("embedding__folds", 3, {"measure_embedding"}),
         ("neurons__count", 3, {"attribute_neurons"}),
         ("neurons__k", [1, 4], {"probe_neurons"}),
@@ -171,6 +173,7 @@ MODULES = {
     "dictionary_training": {"train_dictionaries"},
     "pretrained": {"train_dictionaries"},
     "rare_features": set(),
+    "rare_feature_plots": set(),
     "sensitivity": {"measure_dictionaries"},
     "dictionary_plots": {"draw_dictionaries", "draw_perturbations"},
     "progress": set(),

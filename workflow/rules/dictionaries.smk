@@ -135,6 +135,55 @@ rule gather_dictionaries:
         "../scripts/gather_dictionaries.py"
 
 
+rule plant_rare_features:
+    output:
+        table="<results>/tables/rare_features.parquet",
+    log:
+        "<results>/logs/plant_rare_features.log",
+    benchmark:
+        "<results>/benchmarks/plant_rare_features.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("toy"),
+        runtime=minutes("toy"),
+    params:
+        spec=spec("rare_features", "run.rare_features", "statistics.confidence"),
+        code=code("plant_rare_features.py"),
+    script:
+        "../scripts/plant_rare_features.py"
+
+
+rule draw_rare_features:
+    input:
+        table="<results>/tables/rare_features.parquet",
+    output:
+        pdf="<results>/figures/rare_features.pdf",
+        png=report(
+            "<results>/figures/rare_features.png",
+            caption="../report/rare_features.rst",
+            category="Dictionaries",
+            labels={"model": "none", "design": "none", "figure": "rare features against the number of rows"},
+        ),
+        csv="<results>/figures/rare_features.csv",
+    log:
+        notebook="<results>/logs/draw_rare_features.ipynb",
+    benchmark:
+        "<results>/benchmarks/draw_rare_features.tsv"
+    conda:
+        "../../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("figure"),
+        runtime=minutes("figure"),
+    params:
+        spec=spec(),
+        code=code("rare_features.ipynb", "plots"),
+    notebook:
+        "../notebooks/rare_features.ipynb"
+
+
 rule draw_dictionaries:
     input:
         dictionaries="<results>/tables/dictionaries.parquet",

@@ -4,6 +4,7 @@ TABLES = (
     *("audit", "behaviour", "capacity", "geometry", "health", "probes", "training", "use", "verdicts"),
     *plan.optional_tables(config),
     *plan.frozen_tables(config),
+    *plan.planted_tables(config),
     *(("revisions",) if HUB_MODELS else ()),
 )
 

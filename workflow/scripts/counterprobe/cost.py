@@ -58,6 +58,8 @@ TOY_SECONDS = {
     "redundancy": 17 / 130,
     "geometry": 9 / 180_000,
 }
+# Seconds of a step of 256 rows for 160 latents of width 32, and of a row of that width for ICA.
+RARE_STEP, RARE_ROW = 0.0016, 8e-6
 HASHED_A_SECOND = 0.5e9
 FETCHED_A_SECOND = 20e6
 ASKED = 0.05  # seconds for the hub's listing of one revision, eight at a time
@@ -271,6 +273,7 @@ def _jobs(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Iterator[Jo
         yield "probe_planted", TORCH + PLANTED_SEED * planted["seeds"] * size, 1.2 * MEMORY_TORCH, 57e3, 0
     yield from _toys(config)
     yield from _frozen_embeddings(config)
+    yield from _rare_features(config)
     yield from _explanations(config, shapes, n_texts)
     yield from _neurons(config, shapes, n_texts)
     cells = sum(1 for _ in plan.units(config))
@@ -464,6 +467,20 @@ def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
     lines += HELD_OUT_LINES / 3 * (2 + len(kinds) + 2 * rows)
     operations = 2 * settings["seeds"] * lines * 6 * one.parameters * TOKENS_OF_LINE
     yield "train_frozen_embeddings", MODEL + operations / _rate(config, one), memory, 30e3, 0
+
+
+def _rare_features(config: Mapping[str, Any]) -> Iterator[Job]:
+    """One job: every seed, number of rows and dictionary."""
+    names = config["run"]["rare_features"]
+    if not names:
+        return
+    settings = config["rare_features"]
+    cells = settings["seeds"] * len(settings["rows"])
+    trained = cells * settings["steps"] * settings["batch"] / 256 * settings["size"] * settings["width"] / (160 * 32)
+    separated = settings["seeds"] * sum(settings["rows"]) * (settings["width"] / 32) ** 2
+    seconds = RARE_STEP * trained * ("sae" in names) + RARE_ROW * separated * ("ica" in names)
+    memory = 1.2 * MEMORY_TORCH + 12 * max(settings["rows"]) * settings["width"]
+    yield "plant_rare_features", TORCH + seconds, memory, 60e3, 0
 
 
 def _passes(config: Mapping[str, Any], unit: plan.Unit) -> tuple[int, int]:

@@ -265,6 +265,16 @@ def dictionary_figures(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{model}/{design}/perturbations"
 
 
+def planted_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The table of dictionaries of planted features, where there are any."""
+    return ("rare_features",) if config["run"]["rare_features"] else ()
+
+
+def planted_figures(config: Mapping[str, Any]) -> Iterator[str]:
+    """One figure of all of them."""
+    yield from planted_tables(config)
+
+
 # --- all of it ----------------------------------------------------------------------------------------------
 
 
@@ -276,5 +286,6 @@ def optional_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def figures(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The figures of an experiment, but for those of the toys."""
-    kinds = (probe_figures, mechanism_figures, steering_figures, neuron_figures, frozen_figures, dictionary_figures)
+    of_models = (probe_figures, mechanism_figures, steering_figures, neuron_figures)
+    kinds = (*of_models, frozen_figures, dictionary_figures, planted_figures)
     return tuple(name for kind in kinds for name in kind(config))

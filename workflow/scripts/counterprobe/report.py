@@ -39,7 +39,7 @@ ROLES = ("pre-registered", "needed XOR", "needless XOR", "basic feature")
 # Figures in the order in which their questions follow from each other; others come after, by name.
 QUESTIONS = (
     *("verdicts", "layers_by_step", "ladder", "leak", "capacity", "needed", "geometry", "mechanisms", "steering"),
-    *("embedding", "neurons", "layers", "dictionaries", "perturbations"),
+    *("embedding", "neurons", "layers", "dictionaries", "perturbations", "rare_features"),
 )
 
 
