@@ -16,8 +16,17 @@ SMOKE = ("--configfile", "config/smoke.yaml")
 FIGURES = {
     f"draw_{name}"
     for name in (
-        *("capacity", "dictionaries", "embedding", "geometry", "layers", "layers_by_step", "ladder", "leak"),
-        *("mechanisms", "needed", "neurons", "perturbations", "steering", "verdicts"),
+        *(
+            "capacity",
+            "dictionaries",
+            "embedding",
+            "frozen_embeddings",
+            "geometry",
+            "layers",
+            "layers_by_step",
+            "ladder",
+        ),
+        *("leak", "mechanisms", "needed", "neurons", "perturbations", "steering", "verdicts"),
     )
 }
 PROBING = {"train_probes", "control_probes", "probe_capacity", "probe_planted"}
@@ -72,7 +81,7 @@ def overlay(smoke, **changes):
         ("steering__continuations", {"elsewhere": {"truth": {"positive": "a", "negative": "b"}}}, set()),
         ("verdicts__effect", 0.1, {"judge_targets"}),
         ("calibration__draws", 5, set()),
-        ("probes__seed", 1, {"audit_design", "probe_planted"}),
+        ("probes__seed", 1, {"audit_design", "probe_planted", "train_frozen_embeddings"}),
         ("planted__noise", 0.2, {"probe_planted"}),
         ("activations__token_budget", 4096, {"extract_activations", "train_dictionaries", *MECHANISMS, *INSIDE}),
         ("interference__permutations", 200, {"measure_interference"}),
@@ -84,6 +93,7 @@ def overlay(smoke, **changes):
         ("dictionaries__pretrained", {"other": {"source": "directory", "model": "tiny", "path": "nowhere"}}, set()),
         # Off in this experiment.
         ("rare_features__steps", 11, set()),
+        ("frozen_embeddings__finetune", 3, {"train_frozen_embeddings"}),
         ("embedding__folds", 3, {"measure_embedding"}),
         ("neurons__count", 3, {"attribute_neurons"}),
         ("neurons__k", [1, 4], {"probe_neurons"}),
@@ -91,7 +101,7 @@ def overlay(smoke, **changes):
         ("neurons__rungs", ["permuted_columns", "init"], set()),
         ("controls__seeds", 3, {"extract_activations"}),
         ("models__tiny__training__learning_rate", 0.001, {"train_model"}),
-        ("corpora__small__seed", 1, {"train_model", "write_design"}),
+        ("corpora__small__seed", 1, {"train_model", "train_frozen_embeddings", "write_design"}),
         ("designs__factorial_small__seed", 1, {"write_design"}),
         (
             "designs__rax_small__protocols",
@@ -133,13 +143,15 @@ MODULES = {
     "probe_controls": {"control_probes", "probe_capacity", "measure_dictionaries", *ON_NEURONS},
     "capacity": {"probe_capacity", "measure_dictionaries", *ON_NEURONS},
     "behaviour": {"measure_behaviour"},
-    "embedded_model": {"train_model"},
+    "embedded_model": {"train_model", "train_frozen_embeddings"},
     "plots": FIGURES,
     "probes": PROBING
     | ON_NEURONS
-    | {"measure_dictionaries", "measure_geometry", "ablate_components", "steer_features"},
-    "statistics": {"audit_design", "probe_planted", "draw_embedding"},
-    "probe_grid": PROBING | ON_NEURONS | {"measure_dictionaries", "measure_geometry", "ablate_components"},
+    | {"measure_dictionaries", "measure_geometry", "ablate_components", "steer_features", "train_frozen_embeddings"},
+    "statistics": {"audit_design", "probe_planted", "draw_embedding", "train_frozen_embeddings"},
+    "probe_grid": PROBING
+    | ON_NEURONS
+    | {"measure_dictionaries", "measure_geometry", "ablate_components", "train_frozen_embeddings"},
     "label_controls": {
         *("control_probes", "measure_dictionaries", "measure_geometry", "probe_capacity"),
         *("swap_features", "steer_features"),
@@ -160,9 +172,11 @@ MODULES = {
     "claims": {"judge_claims"},
     "ledger": {"judge_claims"},
     "verdict_plots": {"draw_verdicts"},
-    "components": MECHANISMS | INSIDE,
+    "components": MECHANISMS | INSIDE | {"train_frozen_embeddings"},
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
     "interference": {"measure_interference", "attribute_neurons", "read_layers"},
+    "frozen_embeddings": {"train_frozen_embeddings"},
+    "frozen_embedding_plots": {"draw_frozen_embeddings"},
     "embedding": {"measure_embedding"},
     "embedding_codes": {"measure_embedding"},
     "neuron_sources": {"attribute_neurons", "read_layers"},

@@ -92,6 +92,22 @@ def test_neurons_and_embedding_stand_beside_their_controls(smoke):
     assert set(embedding.control) == {"none", "shuffled"}
 
 
+def test_every_frozen_embedding_has_a_trainable_twin(smoke):
+    table = pd.read_parquet(smoke.root / "results/smoke/tables/frozen_embeddings.parquet")
+    losses = (
+        table[table.score == "loss"]
+        .groupby("embedding")[["tied", "seed"]]
+        .apply(lambda of: set(of.itertuples(index=False)))
+    )
+    assert set(losses.index) == {"trainable", "gaussian", "one_row", "one_row_tuned", "trainable_tuned"}
+    assert all(cells == losses["trainable"] for cells in losses)
+    gaps = table[table.score == "loss_gap"]
+    assert set(zip(gaps.embedding, gaps.tied, strict=True)) == {
+        (kind, tied) for kind in ("gaussian", "one_row", "one_row_tuned") for tied in (False, True)
+    }
+    assert (gaps.lower <= gaps.upper).all()
+
+
 def test_geometry_of_every_cell(smoke):
     geometry = tables.read(smoke.root / "results/smoke/tables/geometry.parquet")
     assert set(geometry.weights) == {"trained", "init"}
