@@ -23,6 +23,7 @@ MEASURED = {
     "ablate_components": (172, 733),
     "steer_features": (132, 1437),
     "compare_first_layers": (103, 502),
+    "train_frozen_embeddings": (158, 548),
     "measure_interference": (89, 876),
     "control_probes": (86, 430),
     "train_dictionaries": (61, 634),
@@ -32,7 +33,7 @@ MEASURED = {
     "draw_superposition": (41, 1525),
     "train_toys": (41, 441),
 }
-MEASURED_SECONDS, MEASURED_MEMORY, MEASURED_DISK = 4450, 2.08e9, 1.46e9
+MEASURED_SECONDS, MEASURED_MEMORY, MEASURED_DISK = 4740, 2.2e9, 1.46e9
 
 
 def merged(base, overlay):
