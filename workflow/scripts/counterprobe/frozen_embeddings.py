@@ -35,12 +35,13 @@ import copy
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import tokenizers
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -116,6 +117,7 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
     settings, kinds = spec["frozen_embeddings"], spec["run"]["frozen_embeddings"]
     world = statements.world(spec["corpus"], Path(resources[0]).parent)
     design = statements.factorial("frozen_embeddings", {}, world)
+    lines = held_out_lines(tokenization.word_level_tokenizer(statements.vocabulary(world)), world, spec)
     log = progress.logger("frozen_embeddings")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,10 +137,10 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
                 model, tokenizer = _trained(settings, spec["corpus"], resources, seed, start, folder, device=device)
                 learned = model.get_input_embeddings().weight.cpu() if kind == TRAINABLE else learned
                 site = {"embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
-                found = list(_numbers(model, tokenizer, world, spec, design))
+                found = list(_numbers(model, tokenizer, lines, spec, design))
                 rows += [{**BLANK, **site, **number} for number in found]
                 if kind == TRAINABLE:
-                    one_row = _one_row_at_a_time(model, tokenizer, world, spec, design, seed, found)
+                    one_row = _one_row_at_a_time(model, tokenizer, lines, world, spec, design, seed, found)
                     rows += [{**BLANK, **site, **number} for number in one_row]
                 log.info("%s, %s, seed %d: loss %.3f", kind, "tied" if tied else "untied", seed, found[0]["estimate"])
     table = pd.DataFrame(rows)
@@ -229,12 +231,12 @@ def _trained(
 def _numbers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
-    world: statements.World,
+    lines: Sequence[Batch],
     spec: Mapping[str, Any],
     design: Design,
 ) -> Iterator[dict[str, Any]]:
     """Loss first; the entropy of frequencies, likeness of rows, right answers, and what a probe reads."""
-    loss, entropy, tokens = held_out_loss(model, held_out_lines(tokenizer, world, spec))
+    loss, entropy, tokens = held_out_loss(model, lines)
     yield {"score": "loss", "level": entropy, "estimate": loss, "n_texts": LINES, "note": f"nats, {tokens} tokens"}
     rows = model.get_input_embeddings().weight.double().cpu().numpy()
     yield {"score": "largest_cosine", "estimate": largest_cosine(rows, rows)}
@@ -258,6 +260,7 @@ def right_answers(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
 def _one_row_at_a_time(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
+    lines: Sequence[Batch],
     world: statements.World,
     spec: Mapping[str, Any],
     design: Design,
@@ -269,12 +272,12 @@ def _one_row_at_a_time(
     settings = spec["frozen_embeddings"]
     training = language_model.Training(**{**settings["training"], "seed": seed})
     rng = np.random.default_rng([seed, len(KINDS)])
-    tokens = chosen_tokens(held_out_lines(tokenizer, world, spec), settings["rows"], rng)
+    tokens = chosen_tokens(lines, settings["rows"], rng)
     deviation = language_model.initial_deviation(settings["architecture"]["width"])
     measured: dict[str, list[tuple[float, float]]] = {TUNED: [], ONE_ROW: [], ONE_ROW_TUNED: []}
 
     def numbers(one: "PreTrainedModel") -> tuple[float, float]:
-        loss, _, _ = held_out_loss(one, held_out_lines(tokenizer, world, spec))
+        loss, _, _ = held_out_loss(one, lines)
         return loss, right_answers(one, tokenizer, design)["estimate"]
 
     for token in (None, *tokens):
@@ -285,8 +288,8 @@ def _one_row_at_a_time(
             rows[token] = torch.as_tensor(drawn, dtype=rows.dtype)
             measured[ONE_ROW].append(numbers(changed))
         # The same lines after every change.
-        lines = _lines(tokenizer, world, spec, training.batch, [seed, 3])
-        language_model.finetune(changed, lines, training, settings["finetune"])
+        learned = _lines(tokenizer.backend_tokenizer, world, spec, training.batch, [seed, 3])
+        language_model.finetune(changed, learned, training, settings["finetune"])
         measured[TUNED if token is None else ONE_ROW_TUNED].append(numbers(changed))
     before = [row for row in before if row["score"] == "loss" or row.get("probe") == "answer"]
     words = ", ".join(tokenizer.convert_ids_to_tokens(tokens))
@@ -296,7 +299,7 @@ def _one_row_at_a_time(
             yield {**row, "embedding": kind, "estimate": sum(estimates) / len(found), "note": note}
 
 
-def chosen_tokens(lines: Iterator[Batch], count: int, rng: np.random.Generator) -> list[int]:
+def chosen_tokens(lines: Iterable[Batch], count: int, rng: np.random.Generator) -> list[int]:
     """This many ids among those that lines have after their first token."""
     seen = np.unique(np.concatenate([batch.ids[:, 1:][batch.mask[:, 1:]].numpy() for batch in lines]))
     return sorted(rng.choice(seen, min(count, len(seen)), replace=False).tolist())
@@ -315,30 +318,28 @@ def another_row(
     raise _no_room(*rows.shape, similar)
 
 
-def held_out_lines(
-    tokenizer: "PreTrainedTokenizerFast", world: statements.World, spec: Mapping[str, Any]
-) -> Iterator[Batch]:
+def held_out_lines(tokenizer: tokenizers.Tokenizer, world: statements.World, spec: Mapping[str, Any]) -> list[Batch]:
     """The same `LINES` lines for every model of a corpus."""
     batch = min(LINES, spec["frozen_embeddings"]["training"]["batch"])
     lines = _lines(tokenizer, world, spec, batch, [spec["frozen_embeddings"]["seed"], 2])
-    return itertools.islice(lines, math.ceil(LINES / batch))
+    return list(itertools.islice(lines, math.ceil(LINES / batch)))
 
 
 def _lines(
-    tokenizer: "PreTrainedTokenizerFast", world: statements.World, spec: Mapping[str, Any], batch: int, seed: list[int]
+    tokenizer: tokenizers.Tokenizer, world: statements.World, spec: Mapping[str, Any], batch: int, seed: list[int]
 ) -> Iterator[Batch]:
     corpus = spec["corpus"]
     rng = np.random.default_rng(seed)
     return language_model.batches(
         lambda n: statements.corpus_texts(world, corpus, n, rng),
-        tokenizer.backend_tokenizer,
+        tokenizer,
         batch=batch,
         context=language_model.Architecture(**spec["frozen_embeddings"]["architecture"]).context,
         seed=seed[0],
     )
 
 
-def held_out_loss(model: "PreTrainedModel", lines: Iterator[Batch]) -> tuple[float, float, int]:
+def held_out_loss(model: "PreTrainedModel", lines: Iterable[Batch]) -> tuple[float, float, int]:
     """Mean loss in nats a token, the entropy of the same tokens' frequencies, and their number."""
     total, counts = 0.0, np.zeros(model.config.vocab_size)
     for batch in lines:
