@@ -71,8 +71,8 @@ readme: environment
 test: environment
 	@$(PYTEST) $(PARALLEL) -m "not ($(EXTRA))"
 
-# In the order of their names, for the longest files have few tests and would come last. pytest's exit status 5 means that no
-# test was selected. Where SLURM or a browser cannot be installed, its tests say why they skip.
+# In the order of tests/conftest.py, for files with few tests can be the longest. pytest's exit status 5 means that no test was
+# selected. Where SLURM or a browser cannot be installed, its tests say why they skip.
 test-slow: environment
 	@$(INSTALL_SLURM) || true
 	@$(INSTALL_BROWSER) || true

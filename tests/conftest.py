@@ -17,6 +17,13 @@ settings.load_profile("counterprobe")
 # Tests share the cores (pytest -n): one thread each, before anything imports torch. Jobs of the workflow set their own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files whose tests take many minutes together, the longest first: a worker that came to one of them last would be alone.
+LONGEST = ("test_nothing_lost.py", "test_cluster.py", "test_default.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not has_card():

@@ -29,7 +29,7 @@ from counterprobe.revisions import revisions
 CPU_RATE, CPU_RATE_WIDE, WIDE = 40e9, 60e9, 512
 CUDA_RATE = 10e12
 # Seconds until a script does its own work: bare Python, with pyarrow, with torch, with transformers, a notebook.
-LIGHT, TABLES, TORCH, MODEL, NOTEBOOK = 0.25, 0.6, 3.0, 4.3, 7.0
+LIGHT, TABLES, TORCH, MODEL, NOTEBOOK = 0.25, 0.6, 3.0, 5.5, 7.0
 # Seconds for an activation matrix: what does not depend on penalties and sizes, and what does (at 1,536 x 128 with 5
 # penalties and 3 inner folds).
 MATRIX, MATRIX_SOLVES = 0.15, 0.4
