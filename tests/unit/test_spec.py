@@ -278,6 +278,42 @@ def test_our_library_has_no_import_that_a_digest_would_miss():
             assert called not in ("import_module", "__import__", "exec"), f"{file.name} line {node.lineno}"
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from package import plots as p, probes  # and more\n", ("plots", "probes")),
+        (
+            "if True:\n    from package import (\n        plots,  # one\n        probes as q,\n    )\n",
+            ("plots", "probes"),
+        ),
+        ("import os, package.plots as p\n", ("plots",)),
+        ("from package.plots import draw\nfrom package.probes import (\n    fit,\n)\n", ("plots", "probes")),
+        ("from . import plots\nfrom .probes import fit\n", ("plots", "probes")),
+        ("from package import \\\n    plots\n", ("plots",)),
+        ("import packaged.plots\nfrom packages import probes\nimport package\n", ()),
+        ("important = 'from package'\n# import package.plots\nfrom .. import plots\n", ()),
+        ("from package import progress\n", ()),
+    ],
+)
+def test_every_form_of_an_import_is_seen(source, found):
+    assert spec.imported_modules(source, True, "package") == found
+    ast.parse(source)
+
+
+@pytest.mark.parametrize("file", [*LIBRARY.glob("*.py"), *LIBRARY.parent.glob("*.py")], ids=lambda file: file.name)
+def test_the_imports_of_our_library_are_those_that_python_sees(file):
+    names = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    modules = {name.split(".")[1] for name in names if name.startswith(f"{LIBRARY.name}.")}
+    found = spec.imported_modules(file.read_text(), file.parent == LIBRARY, LIBRARY.name)
+    assert set(found) == modules - spec.UNTRACKED
+
+
 def test_our_library_is_flat():
     assert not [file for file in LIBRARY.rglob("*.py") if file.parent != LIBRARY]
 

@@ -20,23 +20,28 @@ The keys of a slice are what a script reads from `job.spec`:
                                 {"corpus": config["corpora"][name]}: what a definition names is found under
                                                                      the key that names it
 
-Pitfall: imports are read from the source, so only static ones count. `importlib.import_module` or code in
-`__init__.py` would escape the digest; a test forbids both. `progress` is followed by no digest: it holds
-messages, never numbers. Stdlib only, for the Snakefile imports this module before any environment exists.
+Pitfall: imports are read from the source, so only static ones count, each at the beginning of a line.
+`importlib.import_module` or code in `__init__.py` would escape the digest; a test forbids both. `progress`
+is followed by no digest: it holds messages, never numbers. Stdlib only, for the Snakefile imports this module
+before any environment exists.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 UNTRACKED = frozenset({"progress"})
+# A statement that begins its line, with its names on the same one or in parentheses.
+IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(?P<origin>[\w.]+)[ \t]+)?import\b[ \t]*(?P<names>\([^)]*\)|.*)", flags=re.MULTILINE
+)
 
 
 def canonical(obj: Any) -> str:
@@ -111,6 +116,27 @@ def slice_(
     return canonical(result)
 
 
+def imported_modules(source: str, inside: bool, package: str) -> tuple[str, ...]:
+    """Modules of `package` that a source imports anywhere, also inside functions, without the untracked ones.
+
+    inside: whether the source is a module of the package, where a relative import counts. Looked for line by line:
+    every job on a cluster reads the Snakefile anew, twice, and `ast` would take a second of each time.
+    """
+    found: set[str] = set()
+    for statement in IMPORT.finditer(source.replace("\\\n", " ")):
+        listed = re.sub(r"#.*|[()]", "", statement["names"])
+        names = [name.split()[0] for name in listed.split(",") if name.strip()]
+        origin = statement["origin"]
+        if origin and inside and re.match(r"\.(?!\.)", origin):
+            origin = f"{package}{origin}".rstrip(".")
+        if origin == package:
+            names = [f"{package}.{name}" for name in names]
+        elif origin:
+            names = [origin]
+        found.update(name.split(".")[1] for name in names if name.startswith(f"{package}."))
+    return tuple(sorted(found - UNTRACKED))
+
+
 def _plain(obj: Any) -> Any:
     if obj is None or isinstance(obj, bool | str):
         return obj
@@ -177,7 +203,8 @@ def _unit(path: Path, library: Path) -> tuple[str, tuple[str, ...]]:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(path: str, library: str, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
-    """Keyed by time and size: planning thousands of jobs parses each file once, and an edit is seen."""
+    """Keyed by time and size: planning thousands of jobs reads each file once, and an edit is seen."""
+    package, inside = Path(library).name, Path(path).parent == Path(library)
     data = Path(path).read_bytes()
     if path.endswith(".ipynb"):
         cells = ["".join(cell["source"]) for cell in json.loads(data)["cells"] if cell["cell_type"] == "code"]
@@ -185,27 +212,5 @@ def _parsed(path: str, library: str, mtime_ns: int, size: int) -> tuple[str, tup
         source = "\n".join(
             line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))
         )
-        return digest(canonical(cells)), _imports(source, path, Path(library))
-    return digest(data), _imports(data, path, Path(library))
-
-
-def _imports(source: str | bytes, path: str, library: Path) -> tuple[str, ...]:
-    """Modules of the package that a source imports anywhere, also inside functions."""
-    package = library.name
-    inside = Path(path).parent == library
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source, filename=path)):
-        if isinstance(node, ast.Import):
-            dotted = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level == 1 and inside:
-                origin = f"{package}.{origin}".rstrip(".")
-            dotted = [f"{package}.{alias.name}" for alias in node.names] if origin == package else [origin]
-        else:
-            continue
-        for name in dotted:
-            parts = name.split(".")
-            if parts[0] == package and len(parts) > 1:
-                found.add(parts[1])
-    return tuple(sorted(found - UNTRACKED))
+        return digest(canonical(cells)), imported_modules(source, inside, package)
+    return digest(data), imported_modules(data.decode(), inside, package)
