@@ -15,6 +15,7 @@ https://slurm.schedmd.com/slurm.conf.html, https://slurm.schedmd.com/gres.conf.h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -206,7 +207,7 @@ def start(folder: Path) -> Cluster:
 
 
 def stop(cluster: Cluster) -> None:
-    """Cancel every job and stop the daemons that `start` started, and no other process."""
+    """Cancel every job, end what is left of them, and stop the daemons that `start` started, and no other process."""
     try:
         cluster.ask("scancel", "--user=root")
         _wait(lambda: not cluster.ask("squeue", "--noheader", "--states=RUNNING,COMPLETING"), seconds=15)
@@ -218,6 +219,23 @@ def stop(cluster: Cluster) -> None:
         if pid and _is(pid, daemon):
             os.kill(pid, signal.SIGTERM)
             _wait(lambda pid=pid, daemon=daemon: not _is(pid, daemon))
+    for pid in _of_jobs(cluster):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _of_jobs(cluster: Cluster) -> list[int]:
+    """Processes of the cluster's jobs: without cgroups, one whose parent died before it outlives its job."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            names = environment.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ours = os.fsencode(f"SLURM_CONF={cluster.folder}/slurm.conf") in names
+        if ours and any(name.startswith(b"SLURM_JOB_ID=") for name in names):
+            found.append(int(environment.parent.name))
+    return found
 
 
 def _is(pid: int, program: str) -> bool:
