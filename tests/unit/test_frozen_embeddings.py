@@ -12,7 +12,16 @@ from matplotlib import pyplot as plt
 from safetensors.torch import load_file
 from scipy import stats
 
-from counterprobe import claims, frozen_embedding_plots, frozen_embeddings, language_model, ledger, tokenization
+from counterprobe import (
+    claims,
+    frozen_embedding_plots,
+    frozen_embedding_table,
+    frozen_embeddings,
+    language_model,
+    ledger,
+    superposition_cells,
+    tokenization,
+)
 from counterprobe.language_model import Architecture, Embedding, Training
 from counterprobe.progress import UserError
 
@@ -146,7 +155,7 @@ def planted(lost=LOST, gained=1.0):
     for tied in (False, True):
         for seed, (loss, more) in enumerate(zip((1.0, 2.0, 3.0), lost, strict=True)):
             for kind, value in (("trainable", loss), ("gaussian", loss + more), ("permuted", loss)):
-                site = {**frozen_embeddings.BLANK, "embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
+                site = {**frozen_embedding_table.BLANK, "embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
                 rows.append({**site, "score": "loss", "level": loss + gained, "estimate": value})
                 for target, probe in (("negated^match", "answer"), *((t, "logistic") for t in TARGETS)):
                     number = {"target": target, "probe": probe, "score": "accuracy", "estimate": 0.7 + 0.01 * seed}
@@ -158,7 +167,7 @@ TARGETS = ("negated^match", "speaker^negated")
 
 
 def test_gaps_are_paired_over_seeds():
-    found = pd.DataFrame(list(frozen_embeddings.gaps(planted(gained=2.0), 0.95)))
+    found = pd.DataFrame(list(frozen_embedding_table.gaps(planted(gained=2.0), 0.95)))
     gap = found[(found.score == "loss_gap") & (found.embedding == "gaussian") & ~found.tied].iloc[0]
     slow = stats.ttest_1samp(LOST, 0).confidence_interval(0.95)
     assert gap.estimate == pytest.approx(LOST.mean())
@@ -176,7 +185,7 @@ def test_a_finetuned_model_is_held_against_a_finetuned_one():
     parts = {"trainable": "trainable_tuned", "gaussian": "one_row_tuned"}
     finetuned = table[table.embedding.isin(parts)].assign(embedding=lambda rows: rows.embedding.map(parts))
     plain = table[table.embedding == "trainable"].assign(estimate=lambda rows: 2 * rows.estimate)
-    found = pd.DataFrame(list(frozen_embeddings.gaps(pd.concat([finetuned, plain]), 0.95)))
+    found = pd.DataFrame(list(frozen_embedding_table.gaps(pd.concat([finetuned, plain]), 0.95)))
     assert set(found.embedding) == {"one_row_tuned"}
     assert found[found.score == "loss_gap"].estimate.to_numpy() == pytest.approx(LOST.mean())
 
@@ -211,7 +220,7 @@ def test_tokens_are_drawn_among_those_that_are_predicted(tokenizer):
 
 
 def test_what_has_learned_nothing_has_no_share():
-    found = pd.DataFrame(list(frozen_embeddings.gaps(planted(gained=-0.1), 0.95)))
+    found = pd.DataFrame(list(frozen_embedding_table.gaps(planted(gained=-0.1), 0.95)))
     shares = found[found.score == "loss_gap_share"]
     assert shares.estimate.isna().all()
     assert shares.note.str.contains("no more than how often tokens occur").all()
@@ -221,7 +230,7 @@ def test_what_has_learned_nothing_has_no_share():
     ("lost", "verdict"), [(LOST, "supported"), (LOST / 30, "contradicted"), (LOST / 2, "inconclusive")]
 )
 def test_the_claim_is_decided_by_the_whole_interval(lost, verdict):
-    table = pd.concat([planted(lost), pd.DataFrame(list(frozen_embeddings.gaps(planted(lost), 0.95)))])
+    table = pd.concat([planted(lost), pd.DataFrame(list(frozen_embedding_table.gaps(planted(lost), 0.95)))])
     subject = {"model": "m", "design": "d"}
     claim = {"C38": ledger.load()["C38"]}
     judged, legs = claims.judge(claim, {"frozen_embeddings": table}, subject, {})
@@ -230,7 +239,7 @@ def test_the_claim_is_decided_by_the_whole_interval(lost, verdict):
 
 
 def test_the_figure_has_every_kind_that_was_trained():
-    table = pd.concat([planted(), pd.DataFrame(list(frozen_embeddings.gaps(planted(), 0.95)))])
+    table = pd.concat([planted(), pd.DataFrame(list(frozen_embedding_table.gaps(planted(), 0.95)))])
     figure = frozen_embedding_plots.draw(table)
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert names == [frozen_embedding_plots.NAMES[kind] for kind in ("trainable", "gaussian", "permuted")]
@@ -239,11 +248,10 @@ def test_the_figure_has_every_kind_that_was_trained():
 
 
 @pytest.mark.slow
-def test_small_models_learn_around_rows_that_never_move():
+def test_small_models_learn_around_rows_that_never_move(tmp_path):
     settings = {
         "architecture": {"layers": 1, "width": 32, "heads": 2},
         "training": {"steps": 60, "batch": 32, "learning_rate": 0.005},
-        "seeds": 2,
         "similar": 0.8,
         "rows": 2,
         "finetune": 10,
@@ -254,12 +262,14 @@ def test_small_models_learn_around_rows_that_never_move():
         "corpus": {"topics": {"cities": 8}, "classes": 4, "carriers": 4},
         "run": {"frozen_embeddings": list(frozen_embeddings.KINDS)},
         "probes": {"penalties": [0.01, 0.1], "inner_folds": 2, "outer_folds": 4, "seed": 0},
-        "statistics": {"confidence": 0.95},
     }
-    table = frozen_embeddings.measure(spec, [RESOURCES / "cities.csv"], device="cpu")
-    assert list(table) == list(frozen_embeddings.COLUMNS)
+    for seed in (0, 1):
+        found = frozen_embeddings.measure(spec, [RESOURCES / "cities.csv"], seed, device="cpu")
+        superposition_cells.write(found, tmp_path / f"{seed}.parquet", frozen_embedding_table.COLUMNS)
+    table = frozen_embedding_table.gather([tmp_path / "0.parquet", tmp_path / "1.parquet"], 0.95)
+    assert list(table) == list(frozen_embedding_table.COLUMNS)
     losses = table[table.score == "loss"]
-    kinds = {frozen_embeddings.TRAINABLE, *frozen_embeddings.KINDS}
+    kinds = {frozen_embedding_table.TRAINABLE, *frozen_embeddings.KINDS}
     assert len(losses) == 2 * 2 * (len(kinds) + 3)
     # The grammar alone, which every kind can learn, is most of what there is to gain.
     trained = losses[losses.embedding.isin(kinds)]
@@ -268,7 +278,7 @@ def test_small_models_learn_around_rows_that_never_move():
     assert (of.one_row > of.one_row_tuned).all()
     assert (of.one_row_tuned > of.trainable_tuned).all()
     assert table[table.embedding == "one_row"].note.str.startswith("rows of: ").any()
-    every = table[table.seed == frozen_embeddings.EVERY_SEED]
+    every = table[table.seed == frozen_embedding_table.EVERY_SEED]
     assert set(every.embedding) == {*frozen_embeddings.KINDS, "one_row", "one_row_tuned"}
     random = table[(table.score == "largest_cosine") & table.embedding.isin(["gaussian", "orthogonal"])]
     assert (random.estimate <= 0.8 + 1e-6).all()

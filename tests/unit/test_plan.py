@@ -155,6 +155,7 @@ def test_embeddings_that_never_move_have_one_table_and_one_figure():
     chosen = config(frozen_embeddings=["gaussian"])
     assert plan.frozen_tables(chosen) == ("frozen_embeddings",)
     assert list(plan.frozen_figures(chosen)) == ["frozen_embeddings"]
+    assert list(plan.frozen_seeds({"frozen_embeddings": {"seed": 5, "seeds": 3}})) == [5, 6, 7]
 
 
 def test_planted_features_have_one_table_and_one_figure():

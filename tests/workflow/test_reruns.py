@@ -94,6 +94,8 @@ def overlay(smoke, **changes):
         # Off in this experiment.
         ("rare_features__steps", 11, set()),
         ("frozen_embeddings__finetune", 3, {"train_frozen_embeddings"}),
+        # A seed more is a job of its own.
+        ("frozen_embeddings__seeds", 3, set()),
         ("embedding__folds", 3, {"measure_embedding"}),
         ("neurons__count", 3, {"attribute_neurons"}),
         ("neurons__k", [1, 4], {"probe_neurons"}),
@@ -176,6 +178,7 @@ MODULES = {
     "attribution": MECHANISMS | {"attribute_neurons", "read_layers"},
     "interference": {"measure_interference", "attribute_neurons", "read_layers"},
     "frozen_embeddings": {"train_frozen_embeddings"},
+    "frozen_embedding_table": {"train_frozen_embeddings"},
     "frozen_embedding_plots": {"draw_frozen_embeddings"},
     "embedding": {"measure_embedding"},
     "embedding_codes": {"measure_embedding"},

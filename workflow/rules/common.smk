@@ -11,6 +11,7 @@ wildcard_constraints:
     weights=r"[^/]+",
     design=r"[^/]+",
     dictionary=r"[^/]+",
+    seed=r"\d+",
 
 
 def spec(*paths, **references):

@@ -185,11 +185,11 @@ rule train_frozen_embeddings:
     input:
         words=collect("workflow/resources/{table}.csv", table=("cities", "animals", "names", "suffixes")),
     output:
-        table="<results>/tables/frozen_embeddings.parquet",
+        table="<results>/frozen_embeddings/{seed}.parquet",
     log:
-        "<results>/logs/train_frozen_embeddings.log",
+        "<results>/logs/train_frozen_embeddings/{seed}.log",
     benchmark:
-        "<results>/benchmarks/train_frozen_embeddings.tsv"
+        "<results>/benchmarks/train_frozen_embeddings/{seed}.tsv"
     conda:
         "../../envs/torch.yaml"
     threads: 1
@@ -199,18 +199,42 @@ rule train_frozen_embeddings:
         runtime=minutes("toy"),
     params:
         spec=spec(
-            "frozen_embeddings",
+            *collect(
+                "frozen_embeddings.{key}",
+                key=("architecture", "training", "similar", "rows", "finetune", "seed"),
+            ),
             "run.frozen_embeddings",
             "probes.penalties",
             "probes.inner_folds",
             "probes.outer_folds",
             "probes.seed",
-            "statistics.confidence",
             corpora="frozen_embeddings.corpus",
         ),
         code=code("train_frozen_embeddings.py"),
     script:
         "../scripts/train_frozen_embeddings.py"
+
+
+rule gather_frozen_embeddings:
+    input:
+        collect("<results>/frozen_embeddings/{seed}.parquet", seed=plan.frozen_seeds(config)),
+    output:
+        table="<results>/tables/frozen_embeddings.parquet",
+    log:
+        "<results>/logs/gather_frozen_embeddings.log",
+    benchmark:
+        "<results>/benchmarks/gather_frozen_embeddings.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory("table"),
+        runtime=minutes("table"),
+    params:
+        spec=spec("statistics.confidence"),
+        code=code("gather_frozen_embeddings.py"),
+    script:
+        "../scripts/gather_frozen_embeddings.py"
 
 
 rule draw_frozen_embeddings:

@@ -453,7 +453,7 @@ def _toys(config: Mapping[str, Any]) -> Iterator[Job]:
 
 
 def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
-    """One job: every kind and its trainable twin, tied and untied, under every seed, and single rows made random."""
+    """A job a seed: every kind and its trainable twin, tied and untied, and single rows made random."""
     kinds = config["run"]["frozen_embeddings"]
     if not kinds:
         return
@@ -465,8 +465,10 @@ def _frozen_embeddings(config: Mapping[str, Any]) -> Iterator[Job]:
     lines = recipe["batch"] * ((1 + len(kinds)) * recipe["steps"] + (1 + rows) * settings["finetune"])
     # A pass forwards is a third of a step.
     lines += HELD_OUT_LINES / 3 * (2 + len(kinds) + 2 * rows)
-    operations = 2 * settings["seeds"] * lines * 6 * one.parameters * TOKENS_OF_LINE
-    yield "train_frozen_embeddings", MODEL + operations / _rate(config, one), memory, 30e3, 0
+    operations = 2 * lines * 6 * one.parameters * TOKENS_OF_LINE
+    for _ in plan.frozen_seeds(config):
+        yield "train_frozen_embeddings", MODEL + operations / _rate(config, one), memory, 15e3, 0
+    yield "gather_frozen_embeddings", 1 + TABLES, 1.4 * MEMORY_TABLES, 30e3, 0
 
 
 def _rare_features(config: Mapping[str, Any]) -> Iterator[Job]:

@@ -18,12 +18,9 @@ loss with untied ones. The same author's milder version, of a trainable model th
     one_row_tuned       then `finetune` more steps of all weights
     trainable_tuned     as many more steps of the model as it is, which is what `one_row_tuned` is held against
 
-    loss_gap         L_frozen − L_trainable, nats a token on held-out lines, paired over seeds
-    loss_gap_share   (L_frozen − L_trainable) / (H − L_trainable), H the entropy of the tokens' frequencies: of what training
-                     gains over knowing only how often each token occurs, the share that the frozen embedding costs
-
 Beside them: how often the model answers right (truth, which is negated ⊕ match), and what a probe reads at the token it
-answers from, of this XOR that is needed and of the pre-registered one that nothing needs. Intervals are Student's, over seeds.
+answers from, of this XOR that is needed and of the pre-registered one that nothing needs. What a kind loses, over all seeds:
+module `frozen_embedding_table`.
 
 Pitfalls: rotary positions and normalisations before each block leave directions of rows only, and a block's first matrix can
 undo any rotation of them: what a frozen row lacks is likeness to its neighbours in meaning. The size decides: with few tokens
@@ -54,65 +51,31 @@ from counterprobe import (
     probe_grid,
     progress,
     statements,
-    statistics,
     superposition_cells,
     tokenization,
 )
 from counterprobe.designs import Design
+from counterprobe.frozen_embedding_table import BLANK, COLUMNS, ONE_ROW, ONE_ROW_TUNED, TRAINABLE, TUNED
 from counterprobe.language_model import Batch, Embedding
 from counterprobe.progress import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-COLUMNS = {
-    "embedding": "string",
-    "tied": "boolean",
-    "seed": "integer",
-    "target": "string",
-    "probe": "string",
-    "score": "string",
-    "layer": "integer",
-    "level": "number",
-    "estimate": "number",
-    "lower": "number",
-    "upper": "number",
-    "n_texts": "integer",
-    "n_seeds": "integer",
-    "note": "string",
-}
-TRAINABLE = "trainable"
-TUNED, ONE_ROW, ONE_ROW_TUNED = "trainable_tuned", "one_row", "one_row_tuned"
-# What each is held against where it is not the trainable twin.
-TWINS = {ONE_ROW_TUNED: TUNED}
 KINDS = ("gaussian", "orthogonal", "permuted")
-# What a row of all seeds together has in place of a seed.
-EVERY_SEED = -1
 # Lines on which the loss is taken, drawn from a stream that no training draws from.
 LINES = 2048
 POSITION = "last"
 PROTOCOLS = ("carriers", "items")
 TOKENS = 8192
 TRIES = 1000
-NAN = float("nan")
-BLANK = {
-    "target": "none",
-    "probe": "none",
-    "layer": -1,
-    "level": NAN,
-    "lower": NAN,
-    "upper": NAN,
-    "n_texts": 0,
-    "note": "",
-}
 
 
-def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device: str) -> pd.DataFrame:
-    """Train every kind under every seed, tied and untied; one row a number, with the columns of `COLUMNS`.
+def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], seed: int, *, device: str) -> pd.DataFrame:
+    """Train every kind under one seed, tied and untied; one row a number, with the columns of `COLUMNS`.
 
-    spec: `frozen_embeddings` (architecture, training, seeds, similar, rows, finetune, seed), `corpus`,
-    `run.frozen_embeddings` (the kinds), `probes`, `statistics.confidence`. Raises UserError as the trainer does, for rows
-    that cannot be told apart in so small a width, and for a single seed.
+    spec: `frozen_embeddings` (architecture, training, similar, rows, finetune, seed), `corpus`, `run.frozen_embeddings` (the
+    kinds), `probes`. Raises UserError as the trainer does, and for rows that cannot be told apart in so small a width.
     """
     settings, kinds = spec["frozen_embeddings"], spec["run"]["frozen_embeddings"]
     world = statements.world(spec["corpus"], Path(resources[0]).parent)
@@ -121,9 +84,7 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
     log = progress.logger("frozen_embeddings")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for tied, seed in itertools.product(
-            (False, True), range(settings["seed"], settings["seed"] + settings["seeds"])
-        ):
+        for tied in (False, True):
             learned = None
             # The trainable one first: the permuted rows are its.
             for kind in (TRAINABLE, *(kind for kind in KINDS if kind in kinds)):
@@ -133,7 +94,7 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
                         kind, learned, settings["similar"], np.random.default_rng([seed, KINDS.index(kind)])
                     )
                     start = Embedding(frozen, frozen=True, tied=tied)
-                folder = Path(scratch) / f"{kind}_{tied}_{seed}"
+                folder = Path(scratch) / f"{kind}_{tied}"
                 model, tokenizer = _trained(settings, spec["corpus"], resources, seed, start, folder, device=device)
                 learned = model.get_input_embeddings().weight.cpu() if kind == TRAINABLE else learned
                 site = {"embedding": kind, "tied": tied, "seed": seed, "n_seeds": 1}
@@ -143,10 +104,7 @@ def measure(spec: Mapping[str, Any], resources: Sequence[str | Path], *, device:
                     one_row = _one_row_at_a_time(model, tokenizer, lines, world, spec, design, seed, found)
                     rows += [{**BLANK, **site, **number} for number in one_row]
                 log.info("%s, %s, seed %d: loss %.3f", kind, "tied" if tied else "untied", seed, found[0]["estimate"])
-    table = pd.DataFrame(rows)
-    table = pd.concat([table, pd.DataFrame(list(gaps(table, spec["statistics"]["confidence"])))])
-    order = ["embedding", "tied", "score", "target", "probe", "seed"]
-    return superposition_cells.typed(table.sort_values(order, ignore_index=True), COLUMNS)
+    return superposition_cells.typed(pd.DataFrame(rows), COLUMNS)
 
 
 # --- rows that never move ------------------------------------------------------------------------------------
@@ -378,42 +336,3 @@ def reads(
         accuracy = float(np.nanmean(held_out[chosen[column]].correct[:, column]))
         row = {"target": name, "probe": probe_grid.REFERENCE, "layer": int(chosen[column]) + 1}
         yield {**row, "estimate": accuracy, "note": f"held out: {found[0]}"}
-
-
-# --- all seeds -----------------------------------------------------------------------------------------------
-
-
-def gaps(table: pd.DataFrame, confidence: float) -> Iterator[dict[str, Any]]:
-    """Differences from the trainable twin, paired over seeds, of every other kind, tied and untied."""
-    columns = ["target", "probe", "score"]
-    scored = table[table.score.isin(["loss", "accuracy"])]
-    compared = scored[~scored.embedding.isin([TRAINABLE, TUNED])]
-    for (kind, tied, *about), own in compared.groupby(["embedding", "tied", *columns]):
-        twins = scored[(scored.embedding == TWINS.get(str(kind), TRAINABLE)) & (scored.tied == tied)]
-        twins = twins[(twins[columns] == about).all(axis=1)].set_index("seed")
-        own = own.set_index("seed").sort_index()
-        twins = twins.loc[own.index]
-        lost = (own.estimate - twins.estimate).to_numpy()
-        row = {
-            **BLANK,
-            **dict(zip(columns, about, strict=True)),
-            "embedding": kind,
-            "tied": tied,
-            "seed": EVERY_SEED,
-            "level": 0.0,
-            "n_texts": int(own.n_texts.iloc[0]),
-            "n_seeds": len(own),
-        }
-        yield {**row, "score": f"{about[2]}_gap", **_over_seeds(lost, confidence)}
-        if about[2] == "loss":
-            gained = (twins.level - twins.estimate).to_numpy()
-            if (gained <= 0).any():
-                note = "the trainable model has learned no more than how often tokens occur"
-                yield {**row, "score": "loss_gap_share", "estimate": NAN, "note": note}
-            else:
-                yield {**row, "score": "loss_gap_share", **_over_seeds(lost / gained, confidence)}
-
-
-def _over_seeds(values: Float[np.ndarray, " seeds"], confidence: float) -> dict[str, float]:
-    interval = statistics.t_interval(values, confidence)
-    return {name: float(getattr(interval, name)) for name in ("estimate", "lower", "upper")}

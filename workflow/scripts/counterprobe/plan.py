@@ -230,6 +230,12 @@ def frozen_tables(config: Mapping[str, Any]) -> tuple[str, ...]:
     return ("frozen_embeddings",) if config["run"]["frozen_embeddings"] else ()
 
 
+def frozen_seeds(config: Mapping[str, Any]) -> range:
+    """The seeds under which they are trained, one job each."""
+    settings = config["frozen_embeddings"]
+    return range(settings["seed"], settings["seed"] + settings["seeds"])
+
+
 def frozen_figures(config: Mapping[str, Any]) -> Iterator[str]:
     """One figure of all of them."""
     yield from frozen_tables(config)
