@@ -287,6 +287,8 @@ def test_our_library_has_no_import_that_a_digest_would_miss():
             ("plots", "probes"),
         ),
         ("import os, package.plots as p\n", ("plots",)),
+        ("from package import (\n    plots,  # one (of two)\n    probes,\n)\n", ("plots", "probes")),
+        ("import os; from package import plots; import package.probes\n", ("plots", "probes")),
         ("from package.plots import draw\nfrom package.probes import (\n    fit,\n)\n", ("plots", "probes")),
         ("from . import plots\nfrom .probes import fit\n", ("plots", "probes")),
         ("from package import \\\n    plots\n", ("plots",)),
@@ -300,17 +302,29 @@ def test_every_form_of_an_import_is_seen(source, found):
     ast.parse(source)
 
 
-@pytest.mark.parametrize("file", [*LIBRARY.glob("*.py"), *LIBRARY.parent.glob("*.py")], ids=lambda file: file.name)
+NOTEBOOKS = LIBRARY.parents[1] / "notebooks"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*LIBRARY.glob("*.py"), *LIBRARY.parent.glob("*.py"), *NOTEBOOKS.glob("*.ipynb")],
+    ids=lambda file: file.name,
+)
 def test_the_imports_of_our_library_are_those_that_python_sees(file):
+    source = file.read_text()
+    if file.suffix == ".ipynb":
+        source = "\n".join(
+            "".join(cell["source"]) for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"
+        )
     names = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     modules = {name.split(".")[1] for name in names if name.startswith(f"{LIBRARY.name}.")}
-    found = spec.imported_modules(file.read_text(), file.parent == LIBRARY, LIBRARY.name)
+    found = spec.imported_modules(source, file.parent == LIBRARY, LIBRARY.name)
     assert set(found) == modules - spec.UNTRACKED
 
 

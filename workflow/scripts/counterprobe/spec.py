@@ -20,7 +20,7 @@ The keys of a slice are what a script reads from `job.spec`:
                                 {"corpus": config["corpora"][name]}: what a definition names is found under
                                                                      the key that names it
 
-Pitfall: imports are read from the source, so only static ones count, each at the beginning of a line.
+Pitfall: imports are read from the source, so only static ones count, none after the colon of an `if` or a `try`.
 `importlib.import_module` or code in `__init__.py` would escape the digest; a test forbids both. `progress`
 is followed by no digest: it holds messages, never numbers. Stdlib only, for the Snakefile imports this module
 before any environment exists.
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 UNTRACKED = frozenset({"progress"})
-# A statement that begins its line, with its names on the same one or in parentheses.
+# A statement on a line of its own, with its names on the same one or in parentheses.
 IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+(?P<origin>[\w.]+)[ \t]+)?import\b[ \t]*(?P<names>\([^)]*\)|.*)", flags=re.MULTILINE
 )
@@ -123,9 +123,9 @@ def imported_modules(source: str, inside: bool, package: str) -> tuple[str, ...]
     every job on a cluster reads the Snakefile anew, twice, and `ast` would take a second of each time.
     """
     found: set[str] = set()
-    for statement in IMPORT.finditer(source.replace("\\\n", " ")):
-        listed = re.sub(r"#.*|[()]", "", statement["names"])
-        names = [name.split()[0] for name in listed.split(",") if name.strip()]
+    # Without comments first: one between parentheses may hold a parenthesis.
+    for statement in IMPORT.finditer(re.sub(r"\\\n|#.*", " ", source).replace(";", "\n")):
+        names = [name.split()[0] for name in statement["names"].strip("()").split(",") if name.strip()]
         origin = statement["origin"]
         if origin and inside and re.match(r"\.(?!\.)", origin):
             origin = f"{package}{origin}".rstrip(".")
